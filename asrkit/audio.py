@@ -1,0 +1,244 @@
+"""Audio files and bytes to a mono waveform at one rate: the only home of decoders and of resampling.
+
+Decoding goes block by block, so memory follows the samples that are really there and not what a header
+claims. The first bytes decide what a file is, never its name. Whatever was done to a clip beyond decoding it
+is in `Audio.notes`; whatever cannot be used is an `AudioError` with a reason code.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from asrkit import registry
+from asrkit.errors import AudioError
+from asrkit.soundfile_reader import (
+    Decoded,
+    SoundfileReader,
+    container,
+    label,
+)
+
+__all__ = ["Audio", "Decoded", "SoundfileReader", "num_samples_after", "read_audio", "resample"]
+
+Source = str | Path | bytes | BinaryIO
+
+MAX_PEAK = 8.0  # full scale is 1; louder than this is a wrong format, not loud speech
+FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01
+TRUNCATED_SHARE, TRUNCATED_SECONDS = 0.02, 0.1
+MIX_LOSS_DB = 20.0  # channels that cancel by more than this are in anti-phase
+MIN_OUTPUTS, ROWS = 32, 4096  # outputs per row of a resampling product, rows per product
+MAX_RATIO = 1_000  # largest numerator and denominator of a resampling ratio: bounds the filter bank
+
+
+@dataclass(frozen=True)
+class Audio:
+    """One clip, decoded: `samples` (S,) float32, mono, full scale 1, at `sample_rate` samples per second.
+
+    `notes` tells what a listener should know: `low_rate` (the source has less than the target rate),
+    `clipped` (over 1 % of it at full scale), `anti_phase` (channels cancel, so the first one was taken),
+    `cut` (reading stopped at `max_seconds` with more to come).
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    source_rate: int
+    source_channels: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Duration of `samples`."""
+        return len(self.samples) / self.sample_rate
+
+
+def read_audio(
+    source: Source,
+    sample_rate: int = 16000,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    max_seconds: float | None = None,
+) -> Audio:
+    """Decode a file, bytes or an open binary file into a mono waveform at `sample_rate`.
+
+    `start` and `end` are seconds in the source; at most `max_seconds` from `start` are read, however long the
+    file is (note `cut`). Channels are averaged.
+
+    Raises `AudioError` with reason `missing`, `empty_file`, `not_audio`, `needs_pyav` (a format that needs
+    PyAV), `truncated` (decoded and promised length differ by over 2 % and over 0.1 s, or the decoder gave up),
+    `nonfinite`, `bad_scale` (peak over 8) or `no_samples`. Ogg, and MP3 without a Xing header, promise
+    nothing that a clean cut would not shorten too: `clip_durations.tsv` is what shows those.
+    """
+    name = label(source)
+    if start < 0 or (end is not None and end <= start):
+        raise AudioError(f"{name}: nothing lies between start={start} s and end={end} s", reason="no_samples")
+    opened, head = _head(source, name)
+    decoded = _reader(head, name).read(opened, start, end, max_seconds)
+    _check(decoded, name)
+    mono, notes = _to_mono(decoded.samples)
+    if np.count_nonzero(np.abs(decoded.samples) >= FULL_SCALE) > CLIPPED_SHARE * decoded.samples.size:
+        notes.append("clipped")
+    if decoded.rate < sample_rate:
+        notes.append("low_rate")
+    if decoded.more:
+        notes.append("cut")
+    samples = resample(mono, decoded.rate, sample_rate)
+    return Audio(samples, sample_rate, decoded.rate, decoded.samples.shape[1], tuple(notes))
+
+
+def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Change the rate of samples (S,) float32 to (S',), S' = `num_samples_after(S, from_rate, to_rate)`.
+
+    Band-limited interpolation with a Hann-windowed sinc (torchaudio). Rates without a small common ratio are
+    taken at the nearest one that has, which is off by under 0.1 %.
+    """
+    ratio = _ratio(from_rate, to_rate)
+    if ratio == 1:
+        return samples
+    import torch
+
+    orig, new = ratio.denominator, ratio.numerator
+    matrix, before = _filters(orig, new)
+    taps, per_row = matrix.shape
+    step = per_row // new * orig
+    wanted = num_samples_after(len(samples), from_rate, to_rate)
+    rows = -(-wanted // per_row)
+    padded = torch.zeros(max((rows - 1) * step + taps, before + len(samples)))
+    padded[before : before + len(samples)] = torch.from_numpy(samples)
+    windows = padded.unfold(0, taps, step)[:rows]
+    out = torch.empty(rows, per_row)
+    for row in range(0, rows, ROWS):  # `windows` overlap and are copied for the product: a part at a time
+        torch.mm(windows[row : row + ROWS], matrix, out=out[row : row + ROWS])
+    return out.view(-1)[:wanted].numpy()
+
+
+def num_samples_after(samples: int, from_rate: int, to_rate: int) -> int:
+    """How many samples `resample` returns for `samples` of them."""
+    ratio = _ratio(from_rate, to_rate)
+    return math.ceil(samples * ratio.numerator / ratio.denominator)
+
+
+def _ratio(from_rate: int, to_rate: int) -> Fraction:
+    ratio = Fraction(to_rate, from_rate)
+    if max(ratio.numerator, ratio.denominator) <= MAX_RATIO:
+        return ratio
+    if ratio < 1:
+        return ratio.limit_denominator(MAX_RATIO)
+    return 1 / (1 / ratio).limit_denominator(MAX_RATIO)
+
+
+@lru_cache(maxsize=16)
+def _filters(orig: int, new: int) -> tuple[Any, int]:
+    """torchaudio's polyphase filters as one matrix (taps, outputs), and how many zeros go before the samples.
+
+    A product with `orig` samples in and `new` out is a thin one, so several steps share a matrix: this is
+    several times faster than torchaudio's own convolution.
+    """
+    import torch
+    from torchaudio.transforms import Resample
+
+    design = Resample(orig, new, dtype=torch.float64)  # in float32 the filters are off by up to 2e-5
+    kernel = design.kernel[:, 0].T.float()  # (taps, new)
+    repeats = -(-MIN_OUTPUTS // new)
+    matrix = torch.zeros((repeats - 1) * orig + len(kernel), repeats * new)
+    for i in range(repeats):
+        matrix[i * orig : i * orig + len(kernel), i * new : (i + 1) * new] = kernel
+    return matrix, design.width
+
+
+def _head(source: Source, name: str) -> tuple[Path | BinaryIO, bytes]:
+    """Something a reader can open (a path, or a seekable stream at 0) and its first bytes."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        try:
+            with path.open("rb") as file:
+                head = file.read(64)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise AudioError(f"{name} cannot be opened: {why}", fix="check the path", reason="missing") from error
+        opened: Path | BinaryIO = path
+    else:
+        data = source if isinstance(source, bytes) else source.read()
+        opened, head = io.BytesIO(data), data[:64]
+    if not head:
+        raise AudioError(f"{name} is empty (0 bytes)", fix="record or download it again", reason="empty_file")
+    return opened, head
+
+
+def _reader(head: bytes, name: str) -> Any:
+    """The built-in reader where it knows the format, else the first plugin that does."""
+    builtin = SoundfileReader()
+    if builtin.can_read(head):
+        return builtin
+    for plugin in registry.list_plugins("audio"):
+        if plugin.name != "soundfile":
+            reader = registry.load("audio", plugin.name)()
+            if reader.can_read(head):
+                return reader
+    possible = ", ".join(builtin.formats)
+    if container(head) == "pyav":
+        raise AudioError(
+            f"{name} is m4a, mp4, webm or alike, which needs PyAV",
+            possible=possible,
+            fix="pip install 'asrkit[audio]', or convert it to flac",
+            reason="needs_pyav",
+        )
+    raise AudioError(
+        f"{name} is not audio: it starts with {head[:16]!r}",
+        possible=possible,
+        fix="download it again; a web page saved under an audio name starts with '<'",
+        reason="not_audio",
+    )
+
+
+def _check(decoded: Decoded, name: str) -> None:
+    """Raise `AudioError` if this clip cannot be used."""
+    got, rate = len(decoded.samples), decoded.rate
+    again = "download it again"
+    if decoded.claimed is not None:
+        off = abs(decoded.claimed - got)
+        if off > TRUNCATED_SHARE * decoded.claimed and off > TRUNCATED_SECONDS * rate:
+            raise AudioError(
+                f"{name} decodes to {got / rate:.2f} s, its headers say {decoded.claimed / rate:.2f} s",
+                fix="download it again, or convert it to flac",
+                reason="truncated",
+            )
+    if decoded.problem is not None:
+        raise AudioError(
+            f"{name}: decoding stops at {got / rate:.2f} s ({decoded.problem})", fix=again, reason="truncated"
+        )
+    if got == 0:
+        raise AudioError(
+            f"{name} holds no samples here", fix="record it again, or change start and end", reason="no_samples"
+        )
+    # The largest magnitude is NaN or Inf when any sample is: one pass answers both questions.
+    peak = max(float(decoded.samples.max()), -float(decoded.samples.min()))
+    if not math.isfinite(peak):
+        raise AudioError(f"{name} has samples that are NaN or infinite", fix=again, reason="nonfinite")
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"{name} peaks at {peak:.3g} where full scale is 1",
+            possible=f"at most {MAX_PEAK:g}",
+            fix="write it as 16-bit, or divide by its full scale",
+            reason="bad_scale",
+        )
+
+
+def _to_mono(samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Mean of the channels, or the first one where they cancel. (S, channels) -> (S,)"""
+    if samples.shape[1] == 1:
+        return samples[:, 0], []
+    channels = samples.shape[1]
+    mono = samples @ np.full(channels, 1 / channels, np.float32)
+    power, left = float(np.square(samples).mean()), float(np.square(mono).mean())
+    if power > 0 and left < power * 10 ** (-MIX_LOSS_DB / 10):
+        return np.ascontiguousarray(samples[:, 0]), ["anti_phase"]
+    return mono, []

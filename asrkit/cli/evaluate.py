@@ -1,0 +1,84 @@
+"""asrkit evaluate RUN: a trained model on a split that it has not seen, with intervals and the worst utterances."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HELP = "score a trained model: WER, CER, 95 % intervals over speakers, worst utterances aligned"
+EXAMPLES = """examples:
+  asrkit evaluate runs/demo/sequence_batch_norm/seed1
+  asrkit evaluate runs/demo/sequence_batch_norm/seed1 --split dev --worst 20
+  asrkit evaluate some/model --data.root=/cv/es --text.unknown=drop"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Define the verb's arguments."""
+    parser = subparsers.add_parser(
+        "evaluate", help=HELP.replace("%", "%%"), description=HELP.replace("%", "%%"), epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder, or a model folder with --data.root=...")
+    parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="default test")
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst utterances (default 5)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and leave evaluation-SPLIT.json in the run folder."""
+    from asrkit.cli.common import print_json, quiet_libraries
+
+    quiet_libraries()
+    from asrkit.evaluation import evaluate
+    from asrkit.preparation import prepare
+    from asrkit.runs import atomic_write
+    from asrkit.transcribe import load
+
+    transcriber = load(args.folder, args.device)
+    bundle = transcriber.bundle
+    recipe = _recipe(bundle, args.overrides)
+    if not recipe["data"][args.split]:
+        from asrkit.errors import DataError
+
+        raise DataError(
+            f"this run has no {args.split} split", fix=f"name one: --data.{args.split}=...", reason="unknown_split"
+        )
+    progress = sys.stderr.isatty() and not args.json
+    prepared = prepare(recipe, (args.split,), tokenizer=bundle.tokenizer, progress=progress)
+    result = evaluate(
+        bundle.model, bundle.tokenizer, prepared.splits[args.split], device=str(transcriber.device), progress=progress
+    )
+    figures = result.figures() | {"excluded": dict(prepared.report.counts), "text_rules": recipe["text"]["rules"]}
+    trained_on = bundle.config.get("splits", {}).get("train")
+    figures["train_split_hash"] = trained_on
+    folder = bundle.path.parent if (bundle.path.parent / "resolved.yaml").is_file() else bundle.path
+    if folder != bundle.path:
+        atomic_write(folder / f"evaluation-{args.split}.json", json.dumps(figures, indent=1) + "\n")
+    if args.json:
+        print_json(figures)
+    else:
+        print(result.text(prepared.leakage.summary(), prepared.report.summary(), args.worst))
+    return 0
+
+
+def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
+    """Data and text of the run where there is one, the model's own sections always."""
+    import tempfile
+
+    from asrkit.recipe import dump_recipe, load_recipe
+    from asrkit.schema import SCHEMA
+
+    recipe = {**bundle.config["recipe"], "name": bundle.config.get("name") or "model"}
+    resolved = bundle.path.parent / "resolved.yaml"
+    if resolved.is_file():
+        run_recipe = load_recipe(resolved, known=SCHEMA)
+        recipe |= {"data": run_recipe["data"], "text": run_recipe["text"], "training": run_recipe["training"]}
+    recipe |= {"encoder": bundle.config["encoder"]["name"], "seed": bundle.config["seed"]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(dump_recipe(recipe), encoding="utf-8")
+        return load_recipe(path, overrides, known=SCHEMA)

@@ -1,0 +1,73 @@
+"""Writing to disk so that a crash leaves the old or the new contents, and disk errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from asrkit.errors import StorageError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and wait until it is on disk. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Replace a file so that readers see the old or the new contents, also after a crash. Raises StorageError."""
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        write_synced(temporary, data.encode() if isinstance(data, str) else data)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise storage_error(error, path, len(data)) from error
+
+
+def storage_error(error: OSError, path: Path, size: int = 0) -> StorageError:
+    """The one-line form of an OSError; a full disk says how much is needed and free."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path, size)
+    fix = "check that the folder exists and may be written to"
+    return StorageError(f"{path}: {error.strerror or error}", fix=fix, reason="storage")
+
+
+def disk_full(path: Path, size: int) -> StorageError:
+    """StorageError "needs X MB, Y MB free" for `size` bytes that did not fit."""
+    try:
+        free = f"{free_bytes(path) / 1e6:.1f} MB free"
+    except OSError:
+        free = "free space unknown"
+    what = f"{path}: no space left: needs {size / 1e6:.1f} MB, {free}"
+    return StorageError(what, fix="free some space; the same command goes on", reason="disk_full")
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that holds, or will hold, `path`."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,181 @@
+"""One run from a resolved recipe to a run folder: prepare, train, keep the best model as a bundle, draw the curves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from asrkit.batching import BatchSampler, collate
+from asrkit.bundle import save_bundle
+from asrkit.card import model_card
+from asrkit.checkpoints import Checkpoints
+from asrkit.curves import draw_curves
+from asrkit.errors import RecipeError, StoppedError
+from asrkit.model import parameter_count
+from asrkit.preparation import Prepared, prepare
+from asrkit.registry import load
+from asrkit.runs import MetricsLog, RunFolder
+from asrkit.schema import NEUTRAL
+from asrkit.training import CTCBrain
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves: its folder, the bundle in it, and the figures of the last and of the best epoch."""
+
+    folder: Path
+    bundle: Path
+    last: dict[str, Any]
+    best: dict[str, Any]
+
+
+def run_folder(recipe: dict[str, Any], output: str | Path | None = None) -> Path:
+    """The run's folder: the given one, or runs/<name>/<encoder>/seed<k>."""
+    if output is not None:
+        return Path(output)
+    return Path("runs") / str(recipe["name"]) / str(recipe["encoder"]) / f"seed{recipe['seed']}"
+
+
+def check_recipe(recipe: dict[str, Any]) -> None:
+    """Combinations that cannot work, refused once and before any work."""
+    training = recipe["training"]
+    encoder = load("encoders", recipe["encoder"])
+    if not recipe.get("layers"):
+        raise RecipeError(
+            "the recipe has no layers", fix="add `layers:`, see recipes/demo.yaml for an example", reason="layers"
+        )
+    if encoder.batch_statistics and training["accumulation"] > 1 and recipe["norm"]["batch"] != "micro":
+        raise RecipeError(
+            f"training.accumulation = {training['accumulation']} with {recipe['encoder']}: its statistics see one "
+            "micro-batch, not the whole update",
+            possible="accumulation 1, or norm.batch=micro if that is what you want",
+            reason="accumulation_with_batch_norm",
+        )
+    if recipe["encoder"] == "frame_batch_norm" and training["batch_size"] == 1 and not recipe["norm"]["allow_batch_of_one"]:
+        raise RecipeError(
+            "frame_batch_norm with training.batch_size = 1: there are no statistics over one utterance",
+            possible="batches of at least 2 utterances (better 8), or another encoder",
+            fix="raise training.batch_size, or set norm.allow_batch_of_one=true to train on running statistics alone",
+            reason="batch_of_one",
+        )
+
+
+def train(
+    recipe: dict[str, Any], source: str, output: str | Path | None = None, *, progress: bool = False, say: Say = print
+) -> Result:
+    """Train a resolved recipe; the same call after an interruption goes on where it stopped. `source`: the recipe's text."""
+    check_recipe(recipe)
+    folder = RunFolder(run_folder(recipe, output))
+    with folder.lock():
+        folder.claim(recipe, source=source, neutral=NEUTRAL)
+        prepared = prepare(recipe, progress=progress)
+        prepared.report.write(folder.path / "data_report.jsonl")
+        say(_opening(recipe, prepared, folder.path))
+        _fit_cmvn(prepared)
+        brain = _brain(recipe, prepared, folder, progress, say)
+        try:
+            brain.run()
+        except StoppedError:
+            _finish(recipe, prepared, brain, folder)
+            raise
+        return _finish(recipe, prepared, brain, folder)
+
+
+def _fit_cmvn(prepared: Prepared) -> None:
+    """Global mean and variance come from the train split alone, before the first update."""
+    cmvn, train = prepared.model.acoustic.cmvn, prepared.splits["train"]
+    if cmvn.mode == "global":
+        sampler = BatchSampler(train.frames, 40_000, None, "ascending")
+        loader = DataLoader(train, batch_sampler=sampler, collate_fn=collate)
+        cmvn.fit((batch.features, batch.lengths) for batch in loader)
+
+
+def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progress: bool, say: Say) -> CTCBrain:
+    log = MetricsLog(folder.path / "metrics.jsonl")
+    checkpoints = Checkpoints(folder.path / "checkpoints", key="selection")
+    board = _tensorboard(folder.path) if recipe["training"]["tensorboard"] else None
+    drawn = time.monotonic()
+
+    def on_epoch(figures: dict[str, Any]) -> None:
+        nonlocal drawn
+        say(_epoch_line(figures, recipe["training"]["epochs"]))
+        for stage in ("train", "dev") if board is not None else ():
+            for key, value in figures.get(stage, {}).items():
+                board.add_scalar(f"{stage}/{key}", value, figures["step"])
+        if time.monotonic() - drawn > 30:  # while it runs, twice a minute; the last picture is drawn at the end
+            _draw(recipe, folder.path)
+            drawn = time.monotonic()
+
+    return CTCBrain(
+        recipe,
+        prepared.model,
+        prepared.tokenizer,
+        prepared.splits["train"],
+        prepared.splits.get("dev"),
+        log,
+        checkpoints,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+
+
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder: RunFolder) -> Result:
+    """Write the bundle from the best checkpoint, and the picture."""
+    epochs = _draw(recipe, folder.path)
+    best = brain.store.best() or brain.store.latest()
+    if best is not None:
+        prepared.model.cpu().acoustic.load_state_dict(best.model())
+    figures = next((e for e in epochs if best is not None and e["step"] == best.step), epochs[-1] if epochs else {})
+    facts = {
+        "splits": {name: split.hash for name, split in prepared.splits.items()},
+        "excluded": dict(prepared.report.counts),
+        "leakage": prepared.leakage.summary(),
+        "metrics": {k: v for k, v in figures.items() if k not in ("seconds", "frames_per_second")},
+    }
+    bundle = folder.path / "model"
+    save_bundle(bundle, prepared.model, prepared.tokenizer, recipe, facts, model_card(recipe, facts, prepared.model))
+    return Result(folder.path, bundle, epochs[-1] if epochs else {}, figures)
+
+
+def _draw(recipe: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    epochs = [line for line in MetricsLog.read(folder / "metrics.jsonl") if line["type"] == "epoch"]
+    draw_curves(epochs, folder / "curves.png", f"{recipe['name']}, {recipe['encoder']}, seed {recipe['seed']}")
+    return epochs
+
+
+def _opening(recipe: dict[str, Any], prepared: Prepared, folder: Path) -> str:
+    seconds = prepared.model.features.frame_seconds
+    parts = [
+        f"{name} {len(split)} clips, {sum(split.frames) * seconds / 60:.1f} min" for name, split in prepared.splits.items()
+    ]
+    return (
+        f"{recipe['name']}, {recipe['encoder']}: {parameter_count(prepared.model.acoustic):,} parameters, "
+        f"{prepared.tokenizer.size} labels; {'; '.join(parts)}; {prepared.report.summary()}; "
+        f"{prepared.leakage.summary()}\nrun folder {folder}"
+    )
+
+
+def _epoch_line(figures: dict[str, Any], epochs: int) -> str:
+    """One line per epoch, the same on a terminal and in a log."""
+    text = f"epoch {figures['epoch']:3d}/{epochs}"
+    for stage in ("train", "dev"):
+        if stage in figures:
+            m = figures[stage]
+            text += (
+                f" | {stage} loss {m['loss']:.3f} CER {m['cer']:.1%} WER {m['wer']:.1%} "
+                f"blank {m['blank']:.0%} empty {m['empty']:.0%}"
+            )
+    return f"{text} | grad {figures['train'].get('grad_norm', 0.0):.2f} | {figures['frames_per_second']:,.0f} frames/s"

@@ -1,0 +1,176 @@
+"""What `layers:` of a recipe may name, besides recurrent layers and the `norm` slot.
+
+Every layer maps (x (B, T, C), lengths (B,)) to (y (B, T', C'), lengths' (B,)) and knows its length arithmetic:
+`num_frames(T)` equals the real T'. A layer that mixes frames zeroes the padding of its own input first, so what lies
+in the padding, and how much of it there is, changes no real frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from asrkit.errors import RecipeError
+from asrkit.masking import zero_padding
+
+
+class Layer(nn.Module):
+    """Base of the layers: `output_size` is C'; `channels` says how a convolution may unfold C' (see Conv)."""
+
+    output_size: int
+    channels: int = 1
+
+    def num_frames(self, frames: Any) -> Any:
+        """T -> T' for an integer or an integer tensor; the identity unless the layer subsamples."""
+        return frames
+
+
+class FrameWise(Layer):
+    """A module that treats every frame alike and keeps the size: activations, dropout."""
+
+    def __init__(self, module: nn.Module, input_size: int, channels: int = 1) -> None:
+        super().__init__()
+        self.module, self.output_size, self.channels = module, input_size, channels
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module(x), lengths
+
+
+class Linear(Layer):
+    """y = W x + b at every frame: (B, T, C) -> (B, T, size)."""
+
+    def __init__(self, input_size: int, size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_size, size, bias=bias)
+        self.output_size = size
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), lengths
+
+
+class Conv(Layer):
+    """A convolution over time and frequency: (B, T, F * C) -> (B, T', F' * C') with C' = `channels`.
+
+    The features of a frame are frequency-major with the channel running fastest, which is the memory order that 2-D
+    convolutions run best in, so no copy is made between layers. `kernel`, `stride` and `padding` are one integer or
+    [time, frequency]; padding defaults to (kernel - 1) // 2. T' = (T + 2 padding - kernel) // stride + 1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        channels: int,
+        kernel: int | list[int] = 3,
+        stride: int | list[int] = 1,
+        padding: int | list[int] | None = None,
+        *,
+        input_channels: int = 1,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride = _pair(kernel, "kernel"), _pair(stride, "stride")
+        self.padding = tuple((k - 1) // 2 for k in self.kernel) if padding is None else _pair(padding, "padding")
+        self.conv = nn.Conv2d(input_channels, channels, self.kernel, self.stride, self.padding)
+        self.input_channels, self.channels = input_channels, channels
+        bands = (input_size // input_channels + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
+        if bands < 1:
+            raise RecipeError(
+                f"conv with kernel {list(self.kernel)} does not fit {input_size // input_channels} features",
+                fix="use a smaller kernel, a padding, or more features",
+                reason="conv_size",
+            )
+        self.output_size = bands * channels
+
+    def num_frames(self, frames: Any) -> Any:
+        out = (frames + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
+        return out.clamp(min=0) if isinstance(out, Tensor) else max(out, 0)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = zero_padding(x, lengths)
+        x = x.unflatten(-1, (-1, self.input_channels)).permute(0, 3, 1, 2)  # (B, C, T, F), channels last in memory
+        y = self.conv(x).permute(0, 2, 3, 1).flatten(2)
+        return y, self.num_frames(lengths)
+
+
+class Context(Layer):
+    """Each frame beside its neighbours, then every `stride`-th: (B, T, C) -> (B, ceil(T / stride), C (left + 1 + right)).
+
+    Beyond the ends of an utterance the neighbours are zeros.
+    """
+
+    def __init__(self, input_size: int, left: int = 0, right: int = 0, stride: int = 1) -> None:
+        super().__init__()
+        self.left, self.right, self.stride = left, right, stride
+        self.output_size = input_size * (left + 1 + right)
+
+    def num_frames(self, frames: Any) -> Any:
+        return (frames + self.stride - 1) // self.stride
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.functional.pad(zero_padding(x, lengths), (0, 0, self.left, self.right))
+        windows = x.unfold(1, self.left + 1 + self.right, self.stride)  # (B, T', C, window)
+        return windows.transpose(2, 3).flatten(2), self.num_frames(lengths)
+
+
+class Chain(Layer):
+    """Layers one after the other."""
+
+    def __init__(self, layers: list[Layer], input_size: int, channels: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.output_size = layers[-1].output_size if layers else input_size
+        self.channels = layers[-1].channels if layers else channels
+
+    def num_frames(self, frames: Any) -> Any:
+        for layer in self.layers:
+            frames = layer.num_frames(frames)
+        return frames
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            x, lengths = layer(x, lengths)
+        return x, lengths
+
+
+class Residual(Layer):
+    """x + layers(x); the layers must keep size and frames."""
+
+    def __init__(self, chain: Chain, input_size: int, channels: int = 1) -> None:
+        super().__init__()
+        self.chain, self.output_size, self.channels = chain, input_size, channels
+        if chain.output_size != input_size or chain.num_frames(1000) != 1000:
+            raise RecipeError(
+                f"residual: its layers map {input_size} features to {chain.output_size} and 1000 frames to "
+                f"{chain.num_frames(1000)}",
+                possible="layers that keep both",
+                fix="move the layer that changes them out of the residual",
+                reason="residual_size",
+            )
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return x + self.chain(x, lengths)[0], lengths
+
+
+class ClippedReLU(nn.Module):
+    """min(max(x, 0), 20), the activation of Deep Speech 2 (arXiv 1512.02595, section 3.2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0.0, 20.0)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "clipped_relu": ClippedReLU,
+}
+
+
+def _pair(value: int | list[int], name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
+        raise RecipeError(f"conv: {name} = {value!r}", possible="an integer, or [time, frequency]", reason="layer_option")
+    return pair  # type: ignore[return-value]
+

@@ -1,0 +1,119 @@
+"""CTCModel: waveforms -> features -> encoder -> log-probabilities, and how a recipe becomes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asrkit import registry
+from asrkit.augment import SpecAugment
+from asrkit.ctc import CTCHead
+from asrkit.encoders import Encoder, NormOptions
+from asrkit.errors import RecipeError
+from asrkit.features import CMVN, FeatureExtractor
+
+
+class AcousticModel(nn.Module):
+    """Features (B, T, F) and lengths (B,) -> log-probabilities (B, T', V) and lengths (B,): all that is trained."""
+
+    def __init__(self, cmvn: CMVN, spec_augment: SpecAugment | None, encoder: Encoder, num_labels: int) -> None:
+        super().__init__()
+        self.cmvn = cmvn
+        self.spec_augment = spec_augment or nn.Identity()
+        self.encoder = encoder
+        self.head = CTCHead(encoder.output_size, num_labels)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.cmvn(features, lengths)
+        if isinstance(self.spec_augment, SpecAugment):
+            features = self.spec_augment(features, lengths)
+        encoded, lengths = self.encoder(features, lengths)
+        return self.head(encoded), lengths
+
+
+class CTCModel(nn.Module):
+    """The whole way: waveforms (B, S) and lengths (B,) in samples -> log-probabilities (B, T', V) and lengths (B,)."""
+
+    def __init__(self, features: FeatureExtractor, acoustic: AcousticModel) -> None:
+        super().__init__()
+        self.features = features
+        self.acoustic = acoustic
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        features, lengths = self.features(waveforms, lengths)
+        return self.acoustic(features, lengths)
+
+    def num_frames(self, samples: Any) -> Any:
+        """Samples -> T', exact, for an integer or an integer tensor."""
+        return self.acoustic.encoder.num_frames(self.features.num_frames(samples))
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds between two output frames."""
+        frames = 10_000
+        return self.features.frame_seconds * frames / self.acoustic.encoder.num_frames(frames)
+
+
+def build_features(recipe: dict[str, Any]) -> FeatureExtractor:
+    """The feature extractor that the recipe's `features:` and `data.sample_rate` describe."""
+    section = recipe["features"]
+    options = dict(section.get("options") or {})
+    return _construct("features", section["name"], sample_rate=recipe["data"]["sample_rate"], **options)
+
+
+def build_encoder(recipe: dict[str, Any], input_size: int) -> Encoder:
+    """The encoder plugin that the recipe names, over its `layers:`."""
+    norm = {key: value for key, value in recipe["norm"].items() if key != "batch"}
+    encoder = _construct(
+        "encoders", recipe["encoder"], input_size=input_size, layers=recipe.get("layers") or [], norm=NormOptions(**norm)
+    )
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def build_model(recipe: dict[str, Any], num_labels: int) -> CTCModel:
+    """The model of a resolved recipe, its weights drawn from the recipe's seed alone.
+
+    All encoders of one recipe and seed start from the same weights outside their norms.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe["seed"])
+        features = build_features(recipe)
+        cmvn = _construct_cmvn(recipe["cmvn"], features.size)
+        augment = _construct_augment(recipe.get("spec_augment"))
+        return CTCModel(features, AcousticModel(cmvn, augment, build_encoder(recipe, features.size), num_labels))
+
+
+def _construct(kind: str, name: str, **options: Any) -> Any:
+    cls = registry.load(kind, name)
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise RecipeError(
+            f"{kind}: {name} does not take these options ({error})",
+            fix=f"see `help({cls.__module__}.{cls.__qualname__})` for what it takes",
+            reason="plugin_option",
+        ) from error
+
+
+def _construct_cmvn(options: dict[str, Any], size: int) -> CMVN:
+    try:
+        return CMVN(size=size, **options)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"cmvn: {error}", possible="mode: utterance, global or none", reason="cmvn") from error
+
+
+def _construct_augment(options: dict[str, Any] | None) -> SpecAugment | None:
+    if not options:
+        return None
+    try:
+        return SpecAugment(**options)
+    except TypeError as error:
+        raise RecipeError(f"spec_augment: {error}", reason="spec_augment") from error
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable numbers of a module."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

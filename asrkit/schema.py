@@ -1,0 +1,87 @@
+"""Every key that a recipe may have, with its default: the one place where defaults of recipes are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asrkit.recipe import ANY
+
+SCHEMA: dict[str, Any] = {
+    "name": None,  # names the run folder; the recipe's file name where it is missing
+    "encoder": "none",  # any name that `asrkit plugins --kind encoders` prints
+    "seed": 1,
+    "layers": ANY,
+    "data": {
+        "root": None,  # folder of a Common Voice release's language, or of a manifest
+        "format": None,  # recognized from the folder; or a name of kind `corpora`
+        "train": "train",  # names of splits (Common Voice) or of files (manifests)
+        "dev": "dev",
+        "test": "test",
+        "column": None,  # the transcript's column in a manifest
+        "max_utterances": None,  # the first N usable clips of the train split
+        "max_seconds": 20.0,  # longer clips are excluded from training, counted
+        "max_bad": 0.05,  # more than this share of unusable clips is an error
+        "allow_shared_speakers": False,
+        "sample_rate": 16000,
+        "cache": "runs/.cache",
+    },
+    "text": {
+        "rules": "spanish",
+        "tokenizer": "characters",
+        "options": ANY,
+        "unknown": "error",  # characters outside the alphabet: error, drop (the utterance, counted), map
+        "map": ANY,
+    },
+    "features": {"name": "fbank", "options": ANY},
+    "cmvn": {"mode": "utterance", "std": True},
+    "spec_augment": ANY,  # null, or the options of SpecAugment
+    "norm": {
+        "eps": 1e-5,
+        "affine": True,
+        "momentum": 0.1,
+        "min_count": 16,
+        "max_steps": 1024,
+        "allow_batch_of_one": False,
+        "batch": "update",  # micro: with accumulation, batch statistics are those of the micro-batch, and you know it
+    },
+    "decoder": {"name": "greedy"},
+    "training": {
+        "epochs": 30,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "betas": [0.9, 0.999],
+        "momentum": 0.9,
+        "schedule": "onecycle",
+        "warmup_share": 0.3,
+        "hold_share": 0.0,
+        "final_share": 0.0,
+        "anneal": "cosine",
+        "clip": 5.0,
+        "batch_frames": 20000,  # feature frames, padding included
+        "batch_size": None,  # utterances at most
+        "order": "bucketed",
+        "accumulation": 1,
+        "precision": "fp32",
+        "device": "auto",
+        "early_stopping": None,  # epochs without a better dev CER
+        "evaluate_every": 1,  # epochs between looks at dev
+        "max_nonfinite": 3,  # refused batches in a row
+        "checkpoint_every": 1,  # epochs
+        "checkpoint_minutes": 15.0,  # and within an epoch
+        "tensorboard": True,
+    },
+}
+
+# Keys that may change between runs of one folder; all others are the run's identity.
+NEUTRAL = (
+    "training.epochs",
+    "training.device",
+    "training.early_stopping",
+    "training.evaluate_every",
+    "training.checkpoint_minutes",
+    "training.tensorboard",
+    "data.cache",
+    "data.root",
+    "data.max_bad",
+)

@@ -1,0 +1,249 @@
+"""From the bytes of an audio file to samples and what its container promised: the libsndfile reader.
+
+`asrkit.audio` calls it; a plugin of the group `asrkit.audio` offers a class with the same four members.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from asrkit.errors import AudioError
+
+BLOCK = 1 << 16  # frames per read
+MIN_RATE, MAX_RATE = 2_000, 768_000  # a forged rate would blow a small file up when it is resampled
+STREAMED_BYTES = 0x7FFFFF00  # what programs that write to a pipe put where the size belongs
+MPEG1_KILOBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # per second, layer III
+MPEG2_KILOBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+
+
+@dataclass
+class Decoded:
+    """What a reader returns: samples (S, channels) float32 and what the container said about them.
+
+    `claimed` is the number of frames the header promises for the interval that was asked for, None where the
+    format makes no promise; `problem` is the decoder's own message where it gave up before the end; `more`
+    says that the reader stopped at its limit.
+    """
+
+    samples: np.ndarray
+    rate: int
+    claimed: int | None = None
+    problem: str | None = None
+    more: bool = False
+
+
+class SoundfileReader:
+    """Everything libsndfile reads; also the contract of `asrkit.audio` plugins: the four members below."""
+
+    asrkit_api = 1
+    formats: tuple[str, ...] = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "au")
+
+    def can_read(self, head: bytes) -> bool:
+        """Whether a file that starts with `head` (its first 64 bytes or fewer) is one of `formats`."""
+        return container(head) in self.formats
+
+    def read(self, source: Path | BinaryIO, start: float, end: float | None, limit: float | None) -> Decoded:
+        """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`)."""
+        import soundfile
+
+        with _quiet_decoders(), _open(soundfile, source) as file:
+            rate, channels = file.samplerate, file.channels
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise AudioError(
+                    f"{label(source)} says {rate} samples per second",
+                    possible=f"{MIN_RATE} to {MAX_RATE}",
+                    reason="not_audio",
+                )
+            first = round(start * rate)
+            last = None if end is None else round(end * rate)
+            most = None if limit is None else round(limit * rate)
+            if first:
+                try:
+                    file.seek(first)
+                except soundfile.LibsndfileError:  # beyond the end
+                    return Decoded(np.zeros((0, channels), np.float32), rate)
+            wanted = None if last is None else max(0, last - first)
+            budget = wanted if most is None else most if wanted is None else min(wanted, most)
+            samples, problem = _read_blocks(soundfile, file, budget, channels)
+            more = budget == most != wanted and len(samples) == budget and len(file.read(1)) == 1
+            if budget == len(samples):
+                return Decoded(samples, rate, budget, problem, more)
+            claimed = _claimed_frames(file, source)
+            if claimed is not None:
+                claimed = max(0, claimed - first) if budget is None else min(max(0, claimed - first), budget)
+            return Decoded(samples, rate, claimed, problem, more)
+
+
+def label(source: object) -> str:
+    """What to call a source in an error: its path, or that it is bytes."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "the given bytes"
+
+
+def container(head: bytes) -> str:
+    """The format that the first bytes announce: one of `SoundfileReader.formats`, `pyav`, or nothing."""
+    if head[:4] in (b"RIFF", b"RF64", b"RIFX") and head[8:12] == b"WAVE":
+        return "wav"
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "aiff"
+    if head[:4] == b"OggS":
+        return "opus" if b"OpusHead" in head else "ogg"
+    starts = {
+        b"fLaC": "flac",
+        b".snd": "au",
+        b"ID3": "mp3",
+        b"\x1aE\xdf\xa3": "pyav",
+        b"0&\xb2u": "pyav",
+        b"#!AMR": "pyav",
+    }
+    for magic, container in starts.items():
+        if head.startswith(magic):
+            return container
+    if head[4:8] == b"ftyp":  # mp4, m4a, 3gp
+        return "pyav"
+    if len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:  # the sync word of MPEG audio
+        layer, version = head[1] >> 1 & 3, head[1] >> 3 & 3
+        if layer == 0:  # AAC in ADTS frames
+            return "pyav"
+        return "mp3" if version != 1 and head[2] >> 4 != 15 else ""
+    return ""
+
+
+def _open(soundfile: Any, source: Path | BinaryIO) -> Any:
+    class Stream(soundfile.SoundFile):
+        """Reads on without a seek after every block, which costs time and fails in FLAC of unknown length."""
+
+        def seekable(self) -> bool:
+            return False
+
+    try:
+        return Stream(source)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        why = getattr(error, "error_string", str(error))
+        raise AudioError(
+            f"{label(source)} starts like audio but does not decode ({why})",
+            fix="download it again",
+            reason="not_audio",
+        ) from error
+
+
+def _read_blocks(soundfile: Any, file: Any, budget: int | None, channels: int) -> tuple[np.ndarray, str | None]:
+    """Samples (S, channels) up to `budget`, and the decoder's message where it gave up."""
+    blocks: list[np.ndarray] = []
+    done, problem = 0, None
+    while budget is None or done < budget:
+        try:
+            block = file.read(BLOCK if budget is None else min(BLOCK, budget - done), "float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            problem = error.error_string
+            break
+        if not len(block):
+            break
+        blocks.append(block)
+        done += len(block)
+    return np.concatenate(blocks) if blocks else np.zeros((0, channels), np.float32), problem
+
+
+def _claimed_frames(file: Any, source: Path | BinaryIO) -> int | None:
+    """How many frames the container promises, None where it promises nothing."""
+    frames = int(file.frames)
+    if file.format == "OGG" or frames >= 1 << 62:  # Ogg has no total; FLAC may leave it open
+        return None
+    if file.format in ("MPEG", "MP3"):
+        return _claimed_mp3_frames(frames, file.samplerate, source)
+    # libsndfile cuts a promise down to the size of the file, and logs what it was.
+    was = re.search(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info)
+    if was is None:
+        return frames
+    promised, found = int(was[1]), int(was[2])
+    return None if promised >= STREAMED_BYTES else frames * promised // max(found, 1)
+
+
+def _claimed_mp3_frames(frames: int, rate: int, source: Path | BinaryIO) -> int | None:
+    """Frames by the Xing or VBRI header, or by the space between the first and the last good MPEG frame.
+
+    Without such a header the decoder divides the size of the file, tags included, by the first bit rate, and stops
+    there: too late with a picture in a tag, too early with a variable rate. A good MPEG frame has another after it.
+    """
+    if isinstance(source, Path):
+        data = source.read_bytes()
+    else:
+        source.seek(0)
+        data = source.read()
+    tag = 0
+    if data[:3] == b"ID3":  # the size is four times seven bits
+        tag = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    if any(mark in data[tag : tag + 256] for mark in (b"Xing", b"Info", b"VBRI")):
+        return frames
+    sync = data[tag : tag + 2]
+    if len(sync) < 2 or sync[1] & 6 != 2:  # layer III only
+        return None
+    samples, kilobits = (1152, MPEG1_KILOBITS) if sync[1] >> 3 & 3 == 3 else (576, MPEG2_KILOBITS)
+    sizes = {}
+    for match in re.finditer(re.escape(sync) + b"(.)", data[tag:], re.DOTALL):
+        code = match[1][0]
+        if 0 < code >> 4 < 15:
+            sizes[tag + match.start()] = samples // 8 * kilobits[code >> 4] * 1000 // rate + (code >> 1 & 1)
+    good = {place: size for place, size in sizes.items() if place + size in sizes}
+    if not good:
+        return None
+    final = max(good) + good[max(good)]  # nothing follows the last frame, so it is not among the good ones
+    extent = final + sizes[final] - min(good)
+    return round(extent * len(good) / sum(good.values()) * samples)
+
+
+class _Noise:
+    """Where file descriptor 2 points while decoders run: they write there past Python."""
+
+    lock = threading.Lock()
+    users = 0
+    saved = -1
+    caught: BinaryIO
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    """Swallow the lines that libmpg123 prints about damaged files; all other lines still reach stderr.
+
+    What they mean is said by `truncated`. Threads share one redirection: the last one out restores it.
+    """
+    with _Noise.lock:
+        if _Noise.users == 0:
+            try:
+                _Noise.saved = os.dup(2)
+            except OSError:  # a process without stderr has nothing to keep clean
+                _Noise.saved = -1
+            else:
+                sys.stderr.flush()
+                _Noise.caught = tempfile.TemporaryFile()  # noqa: SIM115
+                os.dup2(_Noise.caught.fileno(), 2)
+        _Noise.users += 1
+    try:
+        yield
+    finally:
+        with _Noise.lock:
+            _Noise.users -= 1
+            if _Noise.users == 0 and _Noise.saved >= 0:
+                os.dup2(_Noise.saved, 2)
+                os.close(_Noise.saved)
+                with _Noise.caught as caught:
+                    caught.seek(0)
+                    kept = [line for line in caught if not _DECODER_LINE.match(line)]
+                if kept:
+                    os.write(2, b"".join(kept))
+
+
+_DECODER_LINE = re.compile(rb"\s*$|Note: |Warning: |.*libmpg123/")

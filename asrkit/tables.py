@@ -1,0 +1,184 @@
+"""Tables as corpora ship them: tsv without quoting, csv, jsonl; every line a row or an error that names file and line.
+
+The usual readers lose rows at an unbalanced quote, without a word. Here the number of rows is the number of lines - 1
+(jsonl: of lines), or DataError.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asrkit.errors import DataError, StorageError, nearest
+
+SUFFIXES = (".tsv", ".csv", ".jsonl")
+BOM = "\ufeff"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: where it stands (lines count from 1) and its cells by column name."""
+
+    file: Path
+    line: int
+    cells: dict[str, str]
+
+    @property
+    def place(self) -> str:
+        """`train.tsv:42`."""
+        return f"{self.file.name}:{self.line}"
+
+    def number(self, column: str) -> float | None:
+        """The cell as a finite number that is not negative; None where the column is absent or empty."""
+        cell = self.cells.get(column, "")
+        if not cell:
+            return None
+        try:
+            value = float(cell)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise DataError(f"{self.place}: {column} is {cell!r}", possible="a number >= 0", reason="bad_number")
+        return value
+
+
+def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of a .tsv, .csv or .jsonl file, one by one.
+
+    UTF-8 with or without BOM, LF or CRLF. tsv is read without quoting, since that is how Common Voice writes it; only
+    a cell that a csv writer has wrapped (quotes around it, all quotes inside doubled) is unwrapped. Empty lines at the
+    end are accepted. Raises DataError naming file and line: `not_utf8`, `bad_row` (number of cells, NUL, unbalanced
+    quote in a csv, not JSON), `missing_column`, `duplicate_column`, `missing_table`.
+    """
+    split = _splitter(path)
+    header: list[str] | None = None
+    for line, text in _lines(path):
+        if split is None:
+            yield _json_row(path, line, text, required)
+            continue
+        cells = split(text, line)
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            _check_header(path, header, required)
+        elif len(cells) != len(header):
+            raise DataError(
+                f"{path.name}:{line}: {len(cells)} cells, the header has {len(header)}",
+                fix="repair the line: is a tab or a line break inside a sentence?",
+                reason="bad_row",
+            )
+        else:
+            yield Row(path, line, dict(zip(header, cells, strict=True)))
+
+
+def read_header(path: Path) -> list[str]:
+    """The column names (jsonl: the keys of the first line); empty for an empty file."""
+    split = _splitter(path)
+    for line, text in _lines(path):
+        if split is None:
+            return list(_json_row(path, line, text, ()).cells)
+        return [cell.strip() for cell in split(text, line)]
+    return []
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, split at LF only: U+2028, U+0085 and their like belong to sentences."""
+    empty_since = 0
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    text = raw.decode().removesuffix("\n").removesuffix("\r")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path.name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1})",
+                        fix="convert the file to UTF-8",
+                        reason="not_utf8",
+                    ) from error
+                text = text.removeprefix(BOM) if number == 1 else text
+                if "\0" in text:
+                    raise DataError(f"{path.name}:{number}: a NUL character", fix="repair the line", reason="bad_row")
+                if not text:
+                    empty_since = empty_since or number
+                    continue
+                if empty_since:
+                    raise DataError(f"{path.name}:{empty_since}: empty line", fix="remove it", reason="bad_row")
+                yield number, text
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file", reason="missing_table") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}", reason="unreadable") from error
+
+
+def _splitter(path: Path) -> Callable[[str, int], list[str]] | None:
+    """How a line becomes cells; None for jsonl."""
+    suffix = path.suffix.lower()
+    if suffix == ".tsv":
+        return lambda text, line: list(map(_unwrap, text.split("\t"))) if '""' in text else text.split("\t")
+    if suffix == ".csv":
+        return lambda text, line: _split_csv(text, f"{path.name}:{line}")
+    if suffix == ".jsonl":
+        return None
+    raise DataError(f"{path.name}: not a table", possible=", ".join(SUFFIXES), reason="unknown_table")
+
+
+def _unwrap(cell: str) -> str:
+    """Undo a csv writer's quoting. Quotes that only stand around a sentence belong to it and stay."""
+    if len(cell) < 4 or cell[0] != '"' or cell[-1] != '"':
+        return cell
+    inner = cell[1:-1]
+    if '""' not in inner or '"' in inner.replace('""', ""):
+        return cell
+    return inner.replace('""', '"')
+
+
+def _split_csv(text: str, place: str) -> list[str]:
+    """One line is one row: a quote that is still open at the end of the line is an error, not the next line."""
+    try:
+        return next(csv.reader([text], strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{place}: {error}",
+            possible='cells with a comma or a quote stand in quotes, quotes inside doubled: "a ""b"", c"',
+            fix="repair the line, or write a tsv",
+            reason="bad_row",
+        ) from error
+
+
+def _check_header(path: Path, header: list[str], required: Sequence[str]) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path.name}:1: column {twice[0]!r} twice", fix="rename one", reason="duplicate_column")
+    for name in required:
+        if name not in header:
+            raise DataError(
+                f"{path.name}:1: no column {name!r}",
+                possible=f"the file has {nearest(name, header)}",
+                reason="missing_column",
+            )
+
+
+def _json_row(path: Path, line: int, text: str, required: Sequence[str]) -> Row:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    place = f"{path.name}:{line}"
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+        if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
+            raise ValueError("not a flat object")
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place}: {error}", possible='one object per line: {"path": "a.wav", "sentence": "hola"}', reason="bad_row"
+        ) from error
+    for name in required:
+        if name not in values:
+            raise DataError(
+                f"{place}: no key {name!r}", possible=f"the line has {nearest(name, values)}", reason="missing_column"
+            )
+    return Row(path, line, {key: "" if value is None else str(value) for key, value in values.items()})

@@ -1,0 +1,196 @@
+"""Audio -> text with a trained model: `asrkit.load(folder).transcribe(x)`. Uses the bundle and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asrkit import registry
+from asrkit.audio import Audio, read_audio, resample
+from asrkit.bundle import Bundle, load_bundle
+from asrkit.decoders import Hypothesis
+from asrkit.errors import AsrkitError, AudioError, RecipeError, nearest
+
+Source = str | Path | bytes | BinaryIO | tuple[np.ndarray | Tensor, int]
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au")
+BATCH_SECONDS = 240.0  # audio, padding included, in one forward pass
+WINDOW = 64  # files looked at together, so that similar lengths share a batch
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word with its start and end in seconds and its confidence, the mean posterior of its labels in [0, 1]."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard in one input. `status` is "ok", or the reason code of the error that `message` states."""
+
+    source: str
+    text: str
+    words: tuple[Word, ...] = ()
+    seconds: float = 0.0
+    status: str = "ok"
+    message: str = ""
+
+    def to(self, form: str) -> str:
+        """The transcript as `txt` or `json`."""
+        if form == "txt":
+            return self.text + "\n"
+        if form == "json":
+            return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+        raise RecipeError(f"format {form!r}", possible=nearest(form, ("txt", "json")), reason="format")
+
+
+class Transcriber:
+    """A loaded model that turns audio into text. The text of an input does not depend on what is transcribed beside it."""
+
+    def __init__(self, bundle: Bundle, decoder: str = "greedy") -> None:
+        self.bundle, self.model, self.tokenizer = bundle, bundle.model, bundle.tokenizer
+        self.decoder = registry.load("decoders", decoder)()
+        self.sample_rate = self.model.features.sample_rate
+        self.device = next(self.model.parameters()).device
+
+    def transcribe(self, source: Source | Sequence[Source]) -> Any:
+        """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of Transcripts.
+
+        One input that cannot be read raises AudioError; in a list it becomes a Transcript with its status.
+        """
+        if isinstance(source, list):
+            return list(self.stream(source))
+        return self._decode([self._audio(source)], [_name(source)])[0]
+
+    def log_probs(self, source: Source) -> Tensor:
+        """One input -> log-probabilities (T', V) on the CPU; a frame lasts `model.frame_seconds`."""
+        log_probs, lengths = self._forward([self._audio(source)])
+        return log_probs[0, : int(lengths[0])]
+
+    def stream(self, sources: Iterable[Source]) -> Iterator[Transcript]:
+        """Transcripts of many inputs, in their order, in batches of similar lengths; a bad input does not stop the rest."""
+        window: list[Source] = []
+        for source in sources:
+            window.append(source)
+            if len(window) == WINDOW:
+                yield from self._window(window)
+                window = []
+        yield from self._window(window)
+
+    def _window(self, sources: list[Source]) -> Iterator[Transcript]:
+        results: dict[int, Transcript] = {}
+        audios: dict[int, Audio] = {}
+        for index, source in enumerate(sources):
+            try:
+                audios[index] = self._audio(source)
+            except AsrkitError as error:
+                results[index] = Transcript(_name(source), "", status=error.reason or "error", message=error.what)
+        batch: list[int] = []
+        for index in sorted(audios, key=lambda i: audios[i].seconds):
+            if batch and audios[index].seconds * (len(batch) + 1) > BATCH_SECONDS:
+                self._run(batch, sources, audios, results)
+                batch = []
+            batch.append(index)
+        self._run(batch, sources, audios, results)
+        yield from (results[index] for index in range(len(sources)))
+
+    def _run(
+        self, batch: list[int], sources: list[Source], audios: dict[int, Audio], results: dict[int, Transcript]
+    ) -> None:
+        if batch:
+            texts = self._decode([audios[index] for index in batch], [_name(sources[index]) for index in batch])
+            results.update(zip(batch, texts, strict=True))
+
+    def _audio(self, source: Source) -> Audio:
+        if not isinstance(source, tuple):
+            return read_audio(source, self.sample_rate)
+        samples, rate = source
+        samples = np.asarray(samples, dtype=np.float32)
+        if samples.ndim != 1 or not np.isfinite(samples).all():
+            raise AudioError(
+                f"an array of shape {samples.shape}",
+                possible="finite samples (S,) with their rate: (samples, 16000)",
+                reason="bad_array",
+            )
+        return Audio(resample(samples, rate, self.sample_rate), self.sample_rate, rate, 1, ())
+
+    def _forward(self, audios: list[Audio]) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([len(audio.samples) for audio in audios])
+        waveforms = torch.zeros(len(audios), max(int(lengths.max()), 1))
+        for row, audio in enumerate(audios):
+            waveforms[row, : len(audio.samples)] = torch.from_numpy(audio.samples)
+        with torch.inference_mode():
+            log_probs, frames = self.model(waveforms.to(self.device), lengths.to(self.device))
+        return log_probs.cpu(), frames.cpu()
+
+    def _decode(self, audios: list[Audio], names: list[str]) -> list[Transcript]:
+        long_enough = [i for i, audio in enumerate(audios) if self.model.num_frames(len(audio.samples)) > 0]
+        results = [
+            Transcript(name, "", seconds=audio.seconds, status="too_short", message="shorter than one frame of the model")
+            for name, audio in zip(names, audios, strict=True)
+        ]
+        if long_enough:
+            log_probs, lengths = self._forward([audios[i] for i in long_enough])
+            for i, hypotheses in zip(long_enough, self.decoder(log_probs, lengths), strict=True):
+                results[i] = self._transcript(names[i], audios[i].seconds, hypotheses[0])
+        return results
+
+    def _transcript(self, name: str, seconds: float, best: Hypothesis) -> Transcript:
+        step = self.model.frame_seconds
+        words = tuple(
+            Word(
+                word,
+                round(best.starts[first] * step, 3),
+                round(min(best.ends[last - 1] * step, seconds), 3),
+                round(float(np.mean(best.confidences[first:last])), 4),
+            )
+            for word, first, last in self.tokenizer.word_spans(best.labels)
+        )
+        return Transcript(name, self.tokenizer.decode(best.labels), words, round(seconds, 3))
+
+
+def load(folder: str | Path, device: str = "auto", decoder: str = "greedy") -> Transcriber:
+    """A trained model: the folder of a bundle (`.../model`) or of a run that holds one.
+
+    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). Runs no code from the folder.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Transcriber(load_bundle(path, device), decoder)
+
+
+def find_audio(inputs: Sequence[str]) -> list[Path]:
+    """Files, folders (searched through, by suffix) and glob patterns -> audio files, in the order given, sorted within."""
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        elif not path.exists() and any(mark in given for mark in "*?["):
+            base = Path(path.anchor) if path.is_absolute() else Path()
+            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else given
+            found += sorted(p for p in base.glob(pattern) if p.is_file())
+        else:
+            found.append(path)  # a missing file becomes a result with its status, not a silent gap
+    return found
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, tuple):
+        return "array"
+    return str(getattr(source, "name", "bytes"))

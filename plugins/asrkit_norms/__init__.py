@@ -1,0 +1,1 @@
+"""Normalization strategies as encoder plugins: one file each, with its formula."""

@@ -1,0 +1,296 @@
+"""Recurrent layers against torch's own, one utterance at a time without padding, and against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import asrkit.recurrent
+import asrkit.scan
+from asrkit.errors import DataError, RecipeError
+from asrkit.recurrent import Recurrent
+
+LENGTHS = torch.tensor([7, 12, 1, 12, 5])
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+@pytest.fixture(params=["gru", "lstm"])
+def cell(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["scan", "fused"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def batch(lengths: Tensor = LENGTHS, size: int = 6, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(len(lengths), int(lengths.max()), size, dtype=dtype)
+
+
+def alone(module: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    """The oracle: torch's module on each utterance without padding, put into a zero batch."""
+    out = [module(row[:n][None])[0][0] for row, n in zip(x, lengths.tolist(), strict=True)]
+    return nn.utils.rnn.pad_sequence(out, batch_first=True)
+
+
+class MaskedLayerNorm(nn.Module):
+    """A norm for the gates that leaves NaN in padding, as a careless one may."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.norm(x).masked_fill(~mask[..., None], float("nan"))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_equals_torch_and_its_gradients(cell: str, backend: str, bidirectional: bool) -> None:
+    reference = CELLS[cell](6, 5, 2, bidirectional=bidirectional, batch_first=True)
+    ours = Recurrent(6, 5, cell, bidirectional, layers=2, backend=backend)
+    ours.load_from_torch(reference)
+    x = batch().requires_grad_()
+    x2 = x.detach().clone().requires_grad_()
+    y, y2 = ours(x, LENGTHS), alone(reference, x2, LENGTHS)
+    torch.testing.assert_close(y, y2, rtol=0, atol=2e-6)
+    weight = torch.randn_like(y)  # not zero in padding: gradients that arrive there must be dropped
+    (y * weight).sum().backward()
+    (y2 * weight).sum().backward()
+    torch.testing.assert_close(x.grad, x2.grad, rtol=0, atol=5e-6)
+    for i, layer in enumerate(ours.layers):
+        for d, suffix in enumerate(("", "_reverse")[: ours.directions]):
+            for name, theirs in (("input", "ih"), ("recurrent", "hh")):
+                for kind in ("weight", "bias"):
+                    expected = getattr(reference, f"{kind}_{theirs}_l{i}{suffix}").grad
+                    found = getattr(layer, f"{kind}_{name}").grad[d]
+                    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_gradcheck_on_ragged_batches(cell: str, bidirectional: bool) -> None:
+    ours = Recurrent(3, 2, cell, bidirectional, backend="scan").double()
+    lengths = torch.tensor([2, 4, 0, 1])
+    x = batch(lengths, 3, torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, *_: ours(x, lengths), (x, *ours.parameters()))
+
+
+def test_gradients_do_not_depend_on_the_chunks_of_the_backward_pass(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Recurrent(6, 5, cell, backend="scan")
+    x = batch()
+    grads = []
+    for numbers in (1, 500, 1 << 20):  # one step at a time; some; all
+        monkeypatch.setattr(asrkit.scan, "_CHUNK_NUMBERS", numbers)
+        grads.append(torch.autograd.grad(ours(x, LENGTHS).square().sum(), list(ours.parameters())))
+    for found in grads[1:]:
+        torch.testing.assert_close(found, grads[0], rtol=1e-5, atol=1e-5)
+
+
+def test_scan_is_accurate_for_large_and_tiny_sums(cell: str) -> None:
+    """The scan computes tanh through a sigmoid: compare it with float64 where that could lose digits."""
+    for scale in (1e-3, 1.0, 30.0):
+        ours = Recurrent(6, 5, cell, backend="scan")
+        x = batch() * scale
+        expected = Recurrent(6, 5, cell, backend="fused").double()
+        expected.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours(x, LENGTHS).double(), expected(x.double(), LENGTHS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate_norm", [None, MaskedLayerNorm])
+@pytest.mark.parametrize("filler", [float("nan"), float("inf"), 1e30])
+def test_padding_and_neighbours_change_nothing(cell: str, backend: str, filler: float, gate_norm: type | None) -> None:
+    ours = Recurrent(6, 5, cell, layers=2, gate_norm=gate_norm, backend=backend)
+    x = batch()
+    real = torch.arange(x.shape[1]) < LENGTHS[:, None]
+    clean = ours(x.masked_fill(~real[..., None], 0), LENGTHS)
+    longer = torch.full((len(x), 20, 6), filler)
+    longer[:, : x.shape[1]] = x.masked_fill(~real[..., None], filler)
+    longer.requires_grad_()
+    dirty = ours(longer, LENGTHS)
+    torch.testing.assert_close(dirty[:, : x.shape[1]], clean, rtol=0, atol=1e-6)
+    assert (dirty[:, x.shape[1] :] == 0).all()
+    assert (clean[~real] == 0).all()
+    dirty.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in ours.parameters())
+    assert longer.grad is not None
+    assert longer.grad[:, : x.shape[1]][real].any(1).all()
+    assert (longer.grad[:, : x.shape[1]][~real] == 0).all()
+    for b, n in enumerate(LENGTHS.tolist()):
+        single = ours(x[b : b + 1, :n], LENGTHS[b : b + 1])
+        torch.testing.assert_close(single[0], clean[b, :n], rtol=0, atol=1e-6)
+
+
+def test_neighbours_do_not_reach_the_input_gradient(cell: str, backend: str) -> None:
+    ours = Recurrent(6, 5, cell, layers=2, backend=backend)
+    x = batch().requires_grad_()
+    ours(x, LENGTHS)[1].sum().backward()
+    assert x.grad is not None
+    reached = x.grad.abs().sum((1, 2)) > 0
+    assert reached.tolist() == [False, True, False, False, False]
+
+
+def test_no_state_between_calls(cell: str, backend: str) -> None:
+    ours = Recurrent(6, 5, cell, backend=backend)
+    x = batch()
+    first = ours(x, LENGTHS)
+    ours(batch() * 100, LENGTHS)
+    assert torch.equal(ours(x, LENGTHS), first)
+
+
+def test_inference_equals_training_and_backward_can_run_twice(cell: str, backend: str) -> None:
+    ours = Recurrent(6, 5, cell, backend=backend)
+    x = batch().requires_grad_()
+    y = ours(x, LENGTHS)
+    with torch.inference_mode():
+        assert torch.equal(ours(x, LENGTHS), y)
+    first = torch.autograd.grad(y.square().sum(), [x, *ours.parameters()], retain_graph=True)
+    again = torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def by_hand(layer: nn.Module, x: Tensor, direction: int, cell: str) -> Tensor:
+    """One utterance (T, C), one direction, the norm on W_x x, in the simplest words."""
+    x = x.flip(0) if direction else x
+    w_h, b_x, b_h = layer.weight_recurrent[direction], layer.bias_input[direction], layer.bias_recurrent[direction]
+    norm = layer.gate_norms[direction]
+    sums = norm((x @ layer.weight_input[direction].T)[None], torch.ones(1, len(x), dtype=torch.bool))[0] + b_x
+    h = c = x.new_zeros(w_h.shape[1])
+    states = []
+    for a in sums:
+        b = w_h @ h + b_h
+        if cell == "gru":
+            (ar, au, ac), (br, bu, bc) = a.chunk(3), b.chunk(3)
+            update = torch.sigmoid(au + bu)
+            h = update * h + (1 - update) * torch.tanh(ac + torch.sigmoid(ar + br) * bc)
+        else:
+            i, f, g, o = (a + b).chunk(4)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        states.append(h)
+    return torch.stack(states[::-1] if direction else states)
+
+
+def test_norm_on_the_gates_against_a_loop_by_hand(cell: str, backend: str) -> None:
+    ours = Recurrent(6, 5, cell, gate_norm=MaskedLayerNorm, backend=backend).double()
+    x = batch(dtype=torch.float64).requires_grad_()
+    y = ours(x, LENGTHS)
+    rows = [
+        torch.cat([by_hand(ours.layers[0], row[:n], d, cell) for d in (0, 1)], 1)
+        for row, n in zip(x, LENGTHS.tolist(), strict=True)
+    ]
+    expected = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    variables = [x, *ours.parameters()]
+    found = torch.autograd.grad(y.square().sum(), variables)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), variables), rtol=0, atol=1e-10)
+
+
+def test_the_norm_sees_each_direction_in_its_own_order_of_time(backend: str) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            seen.append((x, mask))
+            return x
+
+    sizes: list[int] = []
+    ours = Recurrent(6, 5, gate_norm=lambda size: sizes.append(size) or Spy(), backend=backend)  # type: ignore[func-returns-value]
+    x = batch()
+    ours(x, LENGTHS)
+    assert sizes == [15, 15]
+    (forward, mask), (backward, mask2) = seen
+    assert mask.sum(1).tolist() == mask2.sum(1).tolist() == LENGTHS.tolist()
+    layer = ours.layers[0]
+    for b, n in enumerate(LENGTHS.tolist()):
+        torch.testing.assert_close(forward[b, :n], x[b, :n] @ layer.weight_input[0].T)
+        torch.testing.assert_close(backward[b, :n], x[b, :n].flip(0) @ layer.weight_input[1].T)
+
+
+def test_dropout_is_between_layers_only_and_follows_the_global_generator(cell: str) -> None:
+    one, two = Recurrent(6, 5, cell, dropout=0.9), Recurrent(6, 5, cell, layers=2, dropout=0.5)
+    x = batch()
+    assert torch.equal(one(x, LENGTHS), one.eval()(x, LENGTHS))
+    torch.manual_seed(3)
+    first = two(x, LENGTHS)
+    other = two(x, LENGTHS)
+    torch.manual_seed(3)
+    assert torch.equal(two(x, LENGTHS), first)
+    assert not torch.equal(other, first)
+    assert (first[0, :7] != 0).all()  # nothing is dropped after the last layer
+    two.eval()
+    assert torch.equal(two(x, LENGTHS), two(x, LENGTHS))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_as_many_parameters_as_torch_and_drawn_alike(cell: str, bidirectional: bool) -> None:
+    ours = Recurrent(40, 64, cell, bidirectional, layers=3)
+    theirs = CELLS[cell](40, 64, 3, bidirectional=bidirectional)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert ours.output_size == 64 * (1 + bidirectional)
+    for parameter in ours.parameters():
+        assert parameter.abs().max() <= 64**-0.5
+        assert parameter.std().item() == pytest.approx(64**-0.5 / 3**0.5, rel=0.15)
+
+
+def test_autocast_and_16_bit_parameters(cell: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Recurrent(6, 5, cell, backend=backend)
+    x = batch()
+    expected = ours(x, LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x, LENGTHS)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=0, atol=0.03)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
+    if backend == "scan":
+        seen = []
+        scan = getattr(asrkit.recurrent, f"{cell}_scan")
+        spy = lambda gates, weight, *rest: seen.append((gates.dtype, weight.dtype)) or scan(gates, weight, *rest)  # noqa: E731
+        monkeypatch.setattr(asrkit.recurrent, f"{cell}_scan", spy)
+        y = ours.bfloat16()(x.bfloat16(), LENGTHS)
+        assert seen == [(torch.float32, torch.float32)]
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), expected, rtol=0, atol=0.03)
+
+
+def test_lengths_of_any_integer_type_zero_included() -> None:
+    ours = Recurrent(6, 5)
+    lengths = torch.tensor([0, 4, 2], dtype=torch.int32)
+    y = ours(batch(lengths), lengths)
+    assert (y[0] == 0).all()
+    assert (y[1] != 0).all()
+
+
+@pytest.mark.parametrize(
+    "lengths", [torch.ones(3), torch.tensor([1, 2]), torch.tensor([1, 2, 5]), torch.tensor([1, -1, 4]), torch.tensor(4)]
+)
+def test_wrong_lengths_are_refused(lengths: Tensor) -> None:
+    with pytest.raises(DataError) as caught:
+        Recurrent(6, 5)(torch.randn(3, 4, 6), lengths)
+    assert caught.value.reason == "lengths"
+
+
+def test_wrong_arguments_are_refused() -> None:
+    for arguments in ({"cell": "gruu"}, {"size": 0}, {"layers": 0}, {"dropout": 1.0}, {"backend": "cuda"}):
+        with pytest.raises(RecipeError):
+            Recurrent(**{"input_size": 6, "size": 5, **arguments})  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        Recurrent(6, 5)(torch.randn(3, 4, 7), torch.tensor([4, 4, 4]))
+    with pytest.raises(RecipeError) as caught:
+        Recurrent(6, 5).load_from_torch(nn.GRU(6, 5, bidirectional=False))
+    assert caught.value.reason == "shape_mismatch"
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning"
+)  # the trace is what the legacy ONNX exporter starts from
+@pytest.mark.parametrize("gate_norm", [None, MaskedLayerNorm])
+def test_a_trace_holds_for_other_shapes_and_lengths(cell: str, gate_norm: type | None) -> None:
+    ours = Recurrent(6, 5, cell, layers=2, gate_norm=gate_norm).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(ours, (batch(), LENGTHS), check_trace=False)
+        lengths = torch.tensor([20, 3, 11])
+        x = batch(lengths)
+        torch.testing.assert_close(traced(x, lengths), ours(x, lengths), rtol=0, atol=1e-6)
