@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.errors import RecipeError
-from asrkit.feature_math import frame_mask
+from asrkit.masking import frame_mask
 
 
 class SpecAugment(nn.Module):

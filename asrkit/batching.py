@@ -1,7 +1,7 @@
 """Batches of a number of frames, bucketed by length, different every epoch and reproducible from (seed, epoch).
 
-The batches of an epoch are a pure function of lengths, options, seed and epoch: nothing is stored to resume, the first k
-are skipped. Lengths are integers, in frames.
+The batches of an epoch are a pure function of lengths, options, seed and epoch: nothing is stored to resume, the first
+k are skipped. Lengths are integers, in frames.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ORDERS = ("bucketed", "ascending", "random", "file")
 class BatchSampler(Sampler[list[int]]):
     """Yields lists of row numbers.
 
-    frames: length of every utterance (N,). batch_frames: at most this many frames in a batch, padding included (a longer
-    utterance makes a batch of its own). batch_size: at most this many utterances. order: `bucketed` (shuffled, similar
-    lengths together, batches in random order; in epoch 1 the longest batch comes first, so that memory fails early),
-    `ascending` (by length: SortaGrad's first epoch, evaluation), `random`, `file`. `set_epoch` and `skip` choose where
-    to stand.
+    frames: length of every utterance (N,). batch_frames: at most this many frames in a batch, padding included (a
+    longer utterance makes a batch of its own). batch_size: at most this many utterances. order: `bucketed` (shuffled,
+    similar lengths together, batches in random order; in epoch 1 the longest batch comes first, so that memory fails
+    early), `ascending` (by length: SortaGrad's first epoch, evaluation), `random`, `file`. `set_epoch` and `skip`
+    choose where to stand.
     """
 
     frames: Sequence[int]
@@ -41,7 +41,9 @@ class BatchSampler(Sampler[list[int]]):
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
-            raise RecipeError(f"training.order = {self.order!r}", possible=nearest(str(self.order), ORDERS), reason="order")
+            raise RecipeError(
+                f"training.order = {self.order!r}", possible=nearest(str(self.order), ORDERS), reason="order"
+            )
         if not self.batch_frames and not self.batch_size:
             raise RecipeError(
                 "neither training.batch_frames nor training.batch_size is set", fix="set one of them", reason="batch"
@@ -100,7 +102,8 @@ class BatchSampler(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Batch:
-    """features (B, T, F) float32, lengths (B,) frames, targets (B, L) padded with 0, target_lengths (B,) labels; ids, rows."""
+    """features (B, T, F) float32, lengths (B,) frames, targets (B, L) padded with 0, target_lengths (B,) labels; ids,
+    rows."""
 
     features: Tensor
     lengths: Tensor
@@ -110,7 +113,8 @@ class Batch:
     rows: tuple[int, ...]
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same batch with its features on another device; lengths and targets stay on the CPU, where CTC wants them."""
+        """The same batch with its features on another device; lengths and targets stay on the CPU, where CTC wants
+        them."""
         return Batch(
             self.features.to(device, non_blocking=True),
             self.lengths,

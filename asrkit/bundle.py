@@ -1,8 +1,8 @@
 """A trained model as data: config.json, model.safetensors, the tokenizer's file, README.md. Loading runs no code of it.
 
-The encoder is found by name among installed plugins; nothing is imported by path, unpickled or executed. Sizes, names, shapes,
-types, hashes and finiteness of all tensors are checked before the first is used, and a short known input must give the
-numbers that it gave when the bundle was written.
+The encoder is found by name among installed plugins; nothing is imported by path, unpickled or executed. Sizes, names,
+shapes, types, hashes and finiteness of all tensors are checked before the first is used, and a short known input must
+give the numbers that it gave when the bundle was written.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> Bundle:
 
 
 def self_check(model: CTCModel) -> dict[str, Any]:
-    """A chirp of one second through the model: best label of every frame, and mean log-probability, to compare after loading."""
+    """A chirp of one second through the model: best label of every frame, and mean log-probability, to compare after
+    loading."""
     rate = model.features.sample_rate
     time = torch.arange(rate, dtype=torch.float64) / rate
     wave = (0.3 * torch.sin(2 * math.pi * (200 * time + 900 * time.square()))).float()
@@ -113,7 +114,8 @@ def _verify_self_check(model: CTCModel, expected: dict[str, Any], path: Path) ->
     close = abs(got["mean"] - expected["mean"]) <= 1e-3 * max(1.0, abs(expected["mean"]))
     if got["frames"] != expected["frames"] or agree < 0.98 * got["frames"] or not close:
         raise StorageError(
-            f"{path}: the model does not give the numbers it gave when it was saved (mean log-probability {got['mean']:.5f}, "
+            f"{path}: the model does not give the numbers it gave when it was saved (mean "
+            f"log-probability {got['mean']:.5f}, "
             f"then {expected['mean']:.5f})",
             fix="install the versions named in config.json, or save the bundle again from its checkpoint",
             reason="self_check",
@@ -138,17 +140,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         if wrong or not {"name", "package", "version"} <= config["encoder"].keys():
             raise ValueError(f"missing or malformed: {', '.join(wrong) or 'encoder'}")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise TrustError(f"{file} is not an asrkit model ({error})", fix="do not use this model", reason="config") from error
+        raise TrustError(
+            f"{file} is not an asrkit model ({error})", fix="do not use this model", reason="config"
+        ) from error
     if config["format"] != FORMAT:
         raise StorageError(
-            f"{file} has format {config['format']}, this asrkit reads {FORMAT}", fix="upgrade asrkit", reason="bundle_format"
+            f"{file} has format {config['format']}, this asrkit reads {FORMAT}",
+            fix="upgrade asrkit",
+            reason="bundle_format",
         )
     return config
 
 
 def _read_file(path: Path, name: str, digest: str) -> bytes:
     if name not in ("model.safetensors", "tokens.txt", "tokenizer.model"):
-        raise TrustError(f"{path} names a file that no asrkit model has: {name!r}", fix="do not use it", reason="bundle_file")
+        raise TrustError(
+            f"{path} names a file that no asrkit model has: {name!r}", fix="do not use it", reason="bundle_file"
+        )
     file = path / name
     if file.is_symlink() or not file.is_file():
         raise TrustError(f"{file} is missing or is a link", fix="copy the whole folder again", reason="bundle_file")
@@ -169,7 +177,9 @@ def _fill(module: nn.Module, data: bytes, path: Path) -> None:
     try:
         header = json.loads(data[8 : 8 + size])
     except ValueError as error:
-        raise TrustError(f"{path}/model.safetensors has no sane header", fix="do not use it", reason="tensor_file") from error
+        raise TrustError(
+            f"{path}/model.safetensors has no sane header", fix="do not use it", reason="tensor_file"
+        ) from error
     header.pop("__metadata__", None)
     problems = [f"{name} is missing" for name in expected if name not in header]
     problems += [f"{name} is not in this architecture" for name in header if name not in expected]
@@ -187,5 +197,7 @@ def _fill(module: nn.Module, data: bytes, path: Path) -> None:
     tensors: dict[str, Tensor] = load_tensors(data)
     for name, tensor in tensors.items():
         if tensor.dtype != expected[name].dtype or not torch.isfinite(tensor).all():
-            raise TrustError(f"{path}: tensor {name} is not finite, or not of its type", fix="do not use it", reason="tensor")
+            raise TrustError(
+                f"{path}: tensor {name} is not finite, or not of its type", fix="do not use it", reason="tensor"
+            )
     module.load_state_dict(tensors)

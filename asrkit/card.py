@@ -35,7 +35,8 @@ def model_card(recipe: dict[str, Any], facts: dict[str, Any], model: CTCModel) -
             "|---|---|---|---|",
             *rows,
             "",
-            "Train figures are taken in training mode, with dropout. The dev split chose the epoch, so its figures are a little "
+            "Train figures are taken in training mode, with dropout. The dev split chose the epoch, so its figures "
+            "are a little "
             "too good; `asrkit evaluate` scores the test split.",
             "",
             "## Data",
@@ -49,8 +50,10 @@ def model_card(recipe: dict[str, Any], facts: dict[str, Any], model: CTCModel) -
             "",
             "## Limits",
             "",
-            "It writes only the characters of its alphabet, in the normalized spelling of its training texts. Speech unlike "
-            "the training data (other accents, rooms, microphones, languages) will be transcribed worse than the table says. "
+            "It writes only the characters of its alphabet, in the normalized spelling of its training texts. "
+            "Speech unlike "
+            "the training data (other accents, rooms, microphones, languages) will be transcribed worse than the "
+            "table says. "
             "The licence of the training data applies to what you do with this model.",
             "",
         ]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.errors import DataError, RecipeError, nearest
-from asrkit.feature_math import check_lengths, frame_mask
+from asrkit.feature_math import check_lengths
+from asrkit.masking import frame_mask
 
 MODES = ("utterance", "global", "none")
 

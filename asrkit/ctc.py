@@ -1,12 +1,13 @@
 """CTC: the output layer, the loss, and the rule that says which targets are possible at all.
 
-Graves et al. 2006, "Connectionist Temporal Classification". The blank is id 0. `zero_infinity` is never used: a target that
-cannot be aligned is an error with a name, not a zero that flatters the mean.
+Graves et al. 2006, "Connectionist Temporal Classification". The blank is id 0. `zero_infinity` is never used: a target
+that cannot be aligned is an error with a name, not a zero that flatters the mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class CTCHead(nn.Module):
 
 def required_frames(labels: Sequence[int]) -> int:
     """The fewest frames that can carry these labels: one each, and a blank between two equal neighbours."""
-    repeats = sum(first == second for first, second in zip(labels, labels[1:], strict=False))
+    repeats = sum(first == second for first, second in pairwise(labels))
     return len(labels) + repeats
 
 
@@ -38,9 +39,9 @@ def check_targets(
 ) -> None:
     """Refuse what the loss would silently turn into nonsense.
 
-    targets (B, L) padded with anything, target_lengths (B,), lengths (B,) frames. Raises NumericError (exit 4) naming the
-    utterance when a label lies outside 1 ... V - 1 (torch's loss reads out of bounds there), or when T' < labels + repeats
-    (the loss is infinite there).
+    targets (B, L) padded with anything, target_lengths (B,), lengths (B,) frames. Raises NumericError (exit 4) naming
+    the utterance when a label lies outside 1 ... V - 1 (torch's loss reads out of bounds there), or when T' < labels +
+    repeats (the loss is infinite there).
     """
     targets, target_lengths, lengths = targets.cpu(), target_lengths.cpu(), lengths.cpu()
     real = torch.arange(targets.shape[1]) < target_lengths.unsqueeze(1)
@@ -74,8 +75,8 @@ def ctc_loss(
 ) -> Tensor:
     """Negative log-likelihood (B,) in nats of targets (B, L) under log_probs (B, T', V), frames `lengths` (B,).
 
-    Targets are checked first (check_targets). Divide the sum by the sum of `target_lengths` for nats per label. The gradient is
-    right only if `log_probs` come from a log-softmax in the same graph (torch's backward assumes it).
+    Targets are checked first (check_targets). Divide the sum by the sum of `target_lengths` for nats per label. The
+    gradient is right only if `log_probs` come from a log-softmax in the same graph (torch's backward assumes it).
     """
     check_targets(targets, target_lengths, lengths, log_probs.shape[-1], ids)
     return nn.functional.ctc_loss(

@@ -14,8 +14,8 @@ from asrkit.ctc import BLANK
 class Hypothesis:
     """One decoded label sequence.
 
-    labels: ids without blanks. score: log-probability of the path, in nats. starts, ends: first frame and the frame after
-    the last of each label, in encoder frames. confidences: per label, the highest posterior among its frames.
+    labels: ids without blanks. score: log-probability of the path, in nats. starts, ends: first frame and the frame
+    after the last of each label, in encoder frames. confidences: per label, the highest posterior among its frames.
     """
 
     labels: tuple[int, ...]
@@ -35,14 +35,13 @@ class Decoder:
 
 
 class GreedyDecoder(Decoder):
-    """The best label of every frame, repeats merged, blanks removed (best-path decoding, Graves et al. 2006, section 3.2)."""
+    """The best label of every frame, repeats merged, blanks removed (best-path decoding, Graves et al. 2006, section
+    3.2)."""
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
         best, path = log_probs.max(-1)
         best, path, lengths = best.cpu(), path.cpu(), lengths.cpu()
-        return [
-            [_collapse(path[i, :length], best[i, :length])] for i, length in enumerate(lengths.tolist())
-        ]
+        return [[_collapse(path[i, :length], best[i, :length])] for i, length in enumerate(lengths.tolist())]
 
 
 def _collapse(path: Tensor, best: Tensor) -> Hypothesis:
@@ -68,7 +67,8 @@ def _collapse(path: Tensor, best: Tensor) -> Hypothesis:
 
 
 def best_paths(log_probs: Tensor, lengths: Tensor) -> tuple[list[list[int]], int]:
-    """Greedy labels of a batch, and how many of its real frames are blank: the cheap half of GreedyDecoder for training."""
+    """Greedy labels of a batch, and how many of its real frames are blank: the cheap half of GreedyDecoder for
+    training."""
     path = log_probs.argmax(-1).cpu()
     lengths = lengths.cpu()
     sequences, blanks = [], 0

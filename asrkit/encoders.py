@@ -44,9 +44,9 @@ class NormOptions:
 class Encoder(nn.Module):
     """Contract: frames in, frames out, with exact integer lengths.
 
-    `forward(x (B, T, F), lengths (B,)) -> (y (B, T', D), lengths' (B,))`; D = `output_size`; `num_frames(T)` is the real
-    T' for an integer or an integer tensor. Real output frames depend on real input frames only.
-    `batch_statistics` says whether statistics are taken over the batch in training.
+    `forward(x (B, T, F), lengths (B,)) -> (y (B, T', D), lengths' (B,))`; D = `output_size`; `num_frames(T)` is the
+    real T' for an integer or an integer tensor. Real output frames depend on real input frames only. `batch_statistics`
+    says whether statistics are taken over the batch in training.
     """
 
     asrkit_api = 1
@@ -136,7 +136,9 @@ class StackEncoder(Encoder):
             )
         builders = self._builders()
         if name not in builders:
-            raise RecipeError(f"{where}: unknown layer {name!r}", possible=nearest(str(name), builders), reason="layers")
+            raise RecipeError(
+                f"{where}: unknown layer {name!r}", possible=nearest(str(name), builders), reason="layers"
+            )
         try:
             return builders[name](options, size, channels, where)
         except (TypeError, ValueError) as error:

@@ -81,7 +81,9 @@ def _describe(errors: Errors) -> str:
     )
 
 
-def evaluate(model: CTCModel, tokenizer: Any, split: Split, *, device: str = "cpu", progress: bool = False) -> Evaluation:
+def evaluate(
+    model: CTCModel, tokenizer: Any, split: Split, *, device: str = "cpu", progress: bool = False
+) -> Evaluation:
     """Greedy outputs of `model` on a split, in batches of similar length (which change no output)."""
     model.eval().to(device)
     sampler = BatchSampler(split.frames, 40_000, None, "ascending")

@@ -58,7 +58,11 @@ def check_recipe(recipe: dict[str, Any]) -> None:
             possible="accumulation 1, or norm.batch=micro if that is what you want",
             reason="accumulation_with_batch_norm",
         )
-    if recipe["encoder"] == "frame_batch_norm" and training["batch_size"] == 1 and not recipe["norm"]["allow_batch_of_one"]:
+    if (
+        recipe["encoder"] == "frame_batch_norm"
+        and training["batch_size"] == 1
+        and not recipe["norm"]["allow_batch_of_one"]
+    ):
         raise RecipeError(
             "frame_batch_norm with training.batch_size = 1: there are no statistics over one utterance",
             possible="batches of at least 2 utterances (better 8), or another encoder",
@@ -70,7 +74,8 @@ def check_recipe(recipe: dict[str, Any]) -> None:
 def train(
     recipe: dict[str, Any], source: str, output: str | Path | None = None, *, progress: bool = False, say: Say = print
 ) -> Result:
-    """Train a resolved recipe; the same call after an interruption goes on where it stopped. `source`: the recipe's text."""
+    """Train a resolved recipe; the same call after an interruption goes on where it stopped. `source`: the recipe's
+    text."""
     check_recipe(recipe)
     folder = RunFolder(run_folder(recipe, output))
     with folder.lock():
@@ -100,14 +105,14 @@ def _fit_cmvn(prepared: Prepared) -> None:
 def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progress: bool, say: Say) -> CTCBrain:
     log = MetricsLog(folder.path / "metrics.jsonl")
     checkpoints = Checkpoints(folder.path / "checkpoints", key="selection")
-    board = _tensorboard(folder.path) if recipe["training"]["tensorboard"] else None
+    board: Any = _tensorboard(folder.path) if recipe["training"]["tensorboard"] else None
     drawn = time.monotonic()
 
     def on_epoch(figures: dict[str, Any]) -> None:
         nonlocal drawn
         say(_epoch_line(figures, recipe["training"]["epochs"]))
-        for stage in ("train", "dev") if board is not None else ():
-            for key, value in figures.get(stage, {}).items():
+        for stage in ("train", "dev"):
+            for key, value in figures.get(stage, {}).items() if board is not None else ():
                 board.add_scalar(f"{stage}/{key}", value, figures["step"])
         if time.monotonic() - drawn > 30:  # while it runs, twice a minute; the last picture is drawn at the end
             _draw(recipe, folder.path)
@@ -159,7 +164,8 @@ def _draw(recipe: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 def _opening(recipe: dict[str, Any], prepared: Prepared, folder: Path) -> str:
     seconds = prepared.model.features.frame_seconds
     parts = [
-        f"{name} {len(split)} clips, {sum(split.frames) * seconds / 60:.1f} min" for name, split in prepared.splits.items()
+        f"{name} {len(split)} clips, {sum(split.frames) * seconds / 60:.1f} min"
+        for name, split in prepared.splits.items()
     ]
     return (
         f"{recipe['name']}, {recipe['encoder']}: {parameter_count(prepared.model.acoustic):,} parameters, "

@@ -1,7 +1,8 @@
 """Features computed once and kept in an Arrow file, float16, memory-mapped: an epoch reads frames, not mp3s.
 
-The file is a plain Arrow stream (columns id, frames, features) that `datasets.Dataset.from_file` opens as well. Its name is a
-hash of everything that made it (clips with size and time of change, options, code version): a stale file is never used.
+The file is a plain Arrow stream (columns id, frames, features) that `datasets.Dataset.from_file` opens as well. Its
+name is a hash of everything that made it (clips with size and time of change, options, code version): a stale file is
+never used.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ VERSION = 1  # raise it when the same options give other features
 
 
 class FeatureTable:
-    """Features of the usable utterances of one split: `ids`, `frames` (N,) and, memory-mapped, `features(i) -> (T, F)` float16."""
+    """Features of the usable utterances of one split: `ids`, `frames` (N,) and, memory-mapped, `features(i) -> (T, F)`
+    float16."""
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
@@ -140,18 +142,22 @@ def _write(
     bar = tqdm(total=len(utterances), desc=f"features {label}", unit="clip", disable=not progress, leave=False)
     work: Callable[[Utterance], Outcome] = lambda utterance: extract(utterance, extractor, max_seconds)  # noqa: E731
     try:
-        with ThreadPoolExecutor(threads) as pool, pa.OSFile(str(temporary), "wb") as sink, bar:
-            with pa.ipc.new_stream(sink, schema) as writer:
-                for chunk in _chunks(utterances, 64):
-                    rows = []
-                    for utterance, values, reason, numbers in pool.map(work, chunk):
-                        bar.update()
-                        if values is None:
-                            excluded.append((utterance.id, reason, numbers))
-                        else:
-                            rows.append((utterance.id, len(values), values.tobytes()))
-                    if rows:
-                        writer.write(pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=schema))
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+            bar,
+        ):
+            for chunk in _chunks(utterances, 64):
+                rows = []
+                for utterance, values, reason, numbers in pool.map(work, chunk):
+                    bar.update()
+                    if values is None:
+                        excluded.append((utterance.id, reason, numbers))
+                    else:
+                        rows.append((utterance.id, len(values), values.tobytes()))
+                if rows:
+                    writer.write(pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=schema))
         os.replace(temporary, path)
         excluded_path.write_text(json.dumps(excluded), encoding="utf-8")
     finally:

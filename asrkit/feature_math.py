@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asrkit.errors import DataError
+from asrkit.masking import frame_mask
 
 WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {  # of the phase (N,), 0 at the first sample, 2 pi at the last
     "povey": lambda phase: (0.5 - 0.5 * phase.cos()) ** 0.85,
@@ -20,11 +21,6 @@ WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {  # of the phase (N,), 0 at th
     "blackman": lambda phase: 0.42 - 0.5 * phase.cos() + 0.08 * (2 * phase).cos(),
     "rectangular": torch.ones_like,
 }
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """True for real frames: lengths (B,) -> (B, T) bool on the device of `lengths`."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 def check_lengths(x: Tensor, lengths: Tensor) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from asrkit.augment import SpecAugment
 from asrkit.cmvn import CMVN
 from asrkit.errors import RecipeError, nearest
-from asrkit.feature_math import WINDOWS, cepstral_matrix, check_lengths, deltas, frame_mask, mel_filters
+from asrkit.feature_math import WINDOWS, cepstral_matrix, check_lengths, deltas, mel_filters
+from asrkit.masking import frame_mask
 
 __all__ = ["CMVN", "MFCC", "Fbank", "FeatureExtractor", "SpecAugment", "frame_mask"]
 

@@ -7,7 +7,7 @@ in the padding, and how much of it there is, changes no real frame.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -69,7 +69,8 @@ class Conv(Layer):
     ) -> None:
         super().__init__()
         self.kernel, self.stride = _pair(kernel, "kernel"), _pair(stride, "stride")
-        self.padding = tuple((k - 1) // 2 for k in self.kernel) if padding is None else _pair(padding, "padding")
+        same = [(k - 1) // 2 for k in self.kernel]
+        self.padding = _pair(same if padding is None else padding, "padding")
         self.conv = nn.Conv2d(input_channels, channels, self.kernel, self.stride, self.padding)
         self.input_channels, self.channels = input_channels, channels
         bands = (input_size // input_channels + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
@@ -93,7 +94,8 @@ class Conv(Layer):
 
 
 class Context(Layer):
-    """Each frame beside its neighbours, then every `stride`-th: (B, T, C) -> (B, ceil(T / stride), C (left + 1 + right)).
+    """Each frame beside its neighbours, then every `stride`-th: (B, T, C) -> (B, ceil(T / stride), C (left + 1 +
+    right)).
 
     Beyond the ends of an utterance the neighbours are zeros.
     """
@@ -123,7 +125,7 @@ class Chain(Layer):
 
     def num_frames(self, frames: Any) -> Any:
         for layer in self.layers:
-            frames = layer.num_frames(frames)
+            frames = cast(Layer, layer).num_frames(frames)
         return frames
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,6 +173,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def _pair(value: int | list[int], name: str) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
-        raise RecipeError(f"conv: {name} = {value!r}", possible="an integer, or [time, frequency]", reason="layer_option")
+        raise RecipeError(
+            f"conv: {name} = {value!r}", possible="an integer, or [time, frequency]", reason="layer_option"
+        )
     return pair  # type: ignore[return-value]
-

@@ -1,4 +1,5 @@
-"""Sums over a stage of training, and the figures they give. Weighted by labels and frames, never means of batch means."""
+"""Sums over a stage of training, and the figures they give. Weighted by labels and frames, never means of batch
+means."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from asrkit.scoring import count_errors
 
 @dataclass
 class Meter:
-    """Running sums; `asdict` of it goes into a checkpoint, so a resumed epoch reports what an uninterrupted one does."""
+    """Running sums; `asdict` of it goes into a checkpoint, so a resumed epoch reports what an uninterrupted one
+    does."""
 
     nll: float = 0.0
     labels: int = 0

@@ -67,7 +67,11 @@ def build_encoder(recipe: dict[str, Any], input_size: int) -> Encoder:
     """The encoder plugin that the recipe names, over its `layers:`."""
     norm = {key: value for key, value in recipe["norm"].items() if key != "batch"}
     encoder = _construct(
-        "encoders", recipe["encoder"], input_size=input_size, layers=recipe.get("layers") or [], norm=NormOptions(**norm)
+        "encoders",
+        recipe["encoder"],
+        input_size=input_size,
+        layers=recipe.get("layers") or [],
+        norm=NormOptions(**norm),
     )
     assert isinstance(encoder, Encoder)
     return encoder

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 def masked_moments(x: Tensor, mask: Tensor, *, per_step: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance of the real frames, and how many they are.
 
-    x (B, T, C), already 0 in the padding; mask (B, T). Over the batch and time: (C,), (C,), (1,); or, `per_step`, over the
-    utterances still alive at each step: (T, C), (T, C), (T, 1). No gradient flows here; `normalize` knows it.
+    x (B, T, C), already 0 in the padding; mask (B, T). Over the batch and time: (C,), (C,), (1,); or, `per_step`, over
+    the utterances still alive at each step: (T, C), (T, C), (T, 1). No gradient flows here; `normalize` knows it.
     """
     x = x.detach()
     weights = mask.to(x.dtype)
@@ -33,7 +33,8 @@ def masked_moments(x: Tensor, mask: Tensor, *, per_step: bool) -> tuple[Tensor, 
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) on real frames, differentiated through the mean and the variance where they are x's own.
+    """(x - mean) / sqrt(var + eps) on real frames, differentiated through the mean and the variance where they are x's
+    own.
 
     With n frames behind a mean, xhat the output and g the incoming gradient (0 in the padding), the chain rule gives
     dx = (g - own * (sum g + xhat * sum(g xhat)) / n) / sqrt(var + eps)   (Ioffe & Szegedy 2015, section 3).
@@ -64,15 +65,16 @@ def normalize(
 ) -> Tensor:
     """xhat (B, T, C) = (x - mean) / sqrt(var + eps), 0 in the padding.
 
-    mean, var: (C,) or (T, C). count: frames behind them, (1,) or (T, 1). own: 1 where they were computed from this x, so
-    that gradients flow through them, 0 where they are constants (running averages); default all their own.
+    mean, var: (C,) or (T, C). count: frames behind them, (1,) or (T, 1). own: 1 where they were computed from this x,
+    so that gradients flow through them, 0 where they are constants (running averages); default all their own.
     """
     own = torch.ones_like(count) if own is None else own
     return _Normalize.apply(x, mask.unsqueeze(-1), mean, var, count, own, eps)
 
 
 class Affine(nn.Module):
-    """gain * x + bias per feature (C,), shared over time; gain starts at 1, bias at 0. Without `affine`: the identity."""
+    """gain * x + bias per feature (C,), shared over time; gain starts at 1, bias at 0. Without `affine`: the
+    identity."""
 
     def __init__(self, size: int, affine: bool = True) -> None:
         super().__init__()
@@ -88,7 +90,8 @@ class Affine(nn.Module):
 def merge_moments(
     mean: Tensor, var: Tensor, count: Tensor, mean2: Tensor, var2: Tensor, count2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of two groups of frames taken together (Chan, Golub & LeVeque 1979); biased variances, any weights >= 0."""
+    """Moments of two groups of frames taken together (Chan, Golub & LeVeque 1979); biased variances, any weights >=
+    0."""
     total = count + count2
     share = count2 / total.clamp(min=torch.finfo(total.dtype).tiny)
     delta = mean2 - mean
@@ -98,9 +101,9 @@ def merge_moments(
 class RunningMoments(nn.Module):
     """Averages for test time, weighted by real frames: what lies k batches back weighs (1 - momentum)^k of its frames.
 
-    `mean`, `var` (*shape, C) and `count` (*shape, 1). Before the first update they are 0, 1 and 0. The variance is that of all
-    frames in the window (within and between batches), so that small batches do not shrink it. An entry that a batch does
-    not reach keeps what it has.
+    `mean`, `var` (*shape, C) and `count` (*shape, 1). Before the first update they are 0, 1 and 0. The variance is that
+    of all frames in the window (within and between batches), so that small batches do not shrink it. An entry that a
+    batch does not reach keeps what it has.
     """
 
     mean: Tensor

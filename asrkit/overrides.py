@@ -96,7 +96,8 @@ def set_value(
     if schema.get(last) is ANY and isinstance(parent.value, dict) and not parent.tag:
         parent.value.setdefault(last, value)
     old = _child(parent, last, parts[:-1], given, schema)
-    if old is not value and isinstance(old.value, dict) and not old.tag:
+    switched_off = schema.get(last) is ANY and value.value is None and not value.tag  # --spec_augment=null
+    if old is not value and isinstance(old.value, dict) and not old.tag and not switched_off:
         if not isinstance(value.value, dict):
             raise RecipeError(
                 f"{given}: {dotted(parts)} is a section",

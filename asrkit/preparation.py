@@ -22,7 +22,6 @@ from asrkit.model import CTCModel, build_model
 from asrkit.selection import DataReport, Leakage, leakage, normalized, select_texts, split_hash
 from asrkit.text import fit_tokenizer
 
-
 TABLES = (".tsv", ".csv", ".jsonl")
 
 
@@ -64,7 +63,8 @@ class Prepared:
 def prepare(
     recipe: dict[str, Any], wanted: Sequence[str] = ("train", "dev"), *, tokenizer: Any = None, progress: bool = False
 ) -> Prepared:
-    """Read the splits of `data:` named in `wanted` (keys: train, dev, test), fit the tokenizer on train, build the model.
+    """Read the splits of `data:` named in `wanted` (keys: train, dev, test), fit the tokenizer on train, build the
+    model.
 
     A tokenizer that is given (a trained model's) is used as it is. Raises DataError (exit 3) when a split has no usable
     utterance, when more than `data.max_bad` of it was excluded, and when splits share speakers or audio.
@@ -149,7 +149,11 @@ def _split(
 
 
 def _feasible(
-    chosen: dict[str, tuple[Utterance, str]], features: FeatureTable, tokenizer: Any, model: CTCModel, report: DataReport
+    chosen: dict[str, tuple[Utterance, str]],
+    features: FeatureTable,
+    tokenizer: Any,
+    model: CTCModel,
+    report: DataReport,
 ) -> list[tuple[int, Utterance, str, list[int]]]:
     """Rows whose encoder frames can carry their labels; the others are excluded with the numbers that say why."""
     kept = []

@@ -8,6 +8,7 @@ in the order in which they depend on each other. (Given a whole document it take
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 from hyperpyyaml.core import deref, parse_arithmetic
 
-from asrkit.errors import RecipeError, nearest
+from asrkit.errors import AsrkitError, RecipeError, nearest
 from asrkit.overrides import ANY, REQUIRED, apply_option, check_keys, dotted, merge_defaults, set_value
 from asrkit.references import References
 from asrkit.vetting import REFERENCE, Budget, Node, compose_file, included_path, is_arithmetic
@@ -66,6 +67,7 @@ def load_recipe(
         raise RecipeError(f"{path.name}: is not a mapping", fix="write `key: value` lines", reason="not_a_mapping")
     if known is not None:
         merge_defaults(root, known)
+    constants = _constants(root)  # before the options: `--layers=[...]` may take away the last !ref to `width`
     for option, text in overrides:
         apply_option(root, option, text, known)
     _refuse_placeholders(root)
@@ -73,7 +75,7 @@ def load_recipe(
     data = _run_trusted(references) if trust else _resolve(references)
     if known is None:
         return data
-    return check_keys(data, known, references.constants, {at: node.where for at, node in _walk(root)})
+    return check_keys(data, known, constants | references.constants, {at: node.where for at, node in _walk(root)})
 
 
 @dataclass
@@ -110,6 +112,14 @@ class _Reader:
                 body = self._expand(child, (*at, key), scope, stack)
                 set_value(content, [key], body, f"{node.where}: {name}: {key}")
         return content
+
+
+def _constants(root: Node) -> set[str]:
+    """Top-level names that some !ref of the written recipe uses; faults in it are reported later, with the options."""
+    references = References(root)
+    with contextlib.suppress(AsrkitError):
+        references.check()
+    return references.constants
 
 
 def _walk(node: Node, at: Place = ()) -> Iterator[tuple[Place, Node]]:

@@ -62,7 +62,9 @@ def describe(kind: str, name: str) -> Plugin:
     """The one plugin of that name, or an error that lists the names and the nearest."""
     plugins = list_plugins(kind)
     matches = [plugin for plugin in plugins if plugin.name == name]
-    singular = kind.rstrip("s") if kind not in ("features", "corpora") else {"features": "feature", "corpora": "corpus"}[kind]
+    singular = (
+        kind.rstrip("s") if kind not in ("features", "corpora") else {"features": "feature", "corpora": "corpus"}[kind]
+    )
     if not matches:
         raise RecipeError(
             f"unknown {singular} {name!r}",
@@ -121,7 +123,9 @@ def register(kind: str, name: str) -> Callable[[type], type]:
         redefined = ours is not None and ours.__qualname__ == cls.__qualname__  # a notebook cell run again
         if taken and not redefined:
             raise RecipeError(
-                f"{name!r} is already offered by {taken[0].package}", fix="choose another name", reason="duplicate_plugin"
+                f"{name!r} is already offered by {taken[0].package}",
+                fix="choose another name",
+                reason="duplicate_plugin",
             )
         _registered[kind, name] = cls
         return cls

@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,10 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drop records of later steps than `step`, and a torn last line: what a resumed run will write again."""
         self._rewrite(lambda record: record.get("step", -math.inf) <= step)
+
+    def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the records for which `unwanted` is true."""
+        self._rewrite(lambda record: not unwanted(record))
 
     def _rewrite(self, keep: Any) -> None:
         lines, torn = _split(self.path)

@@ -1,7 +1,7 @@
 """Learning rate as a function of progress, and the optimizers a recipe may name.
 
-The rate depends on the share of training that is done and on nothing else: there is no state to save, and a resumed run is
-on the same curve.
+The rate depends on the share of training that is done and on nothing else: there is no state to save, and a resumed run
+is on the same curve.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from asrkit.errors import RecipeError, nearest
 
 SCHEDULES = ("constant", "onecycle", "warmup")
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -26,9 +26,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 def learning_rate(progress: float, options: dict[str, Any]) -> float:
     """The rate at `progress` in [0, 1] of all updates; `options` is the recipe's `training:` section.
 
-    constant: `lr`. onecycle: from lr / 25 up to lr over `warmup_share` of training, then down to lr / 250,000, each along
-    half a cosine or, with `anneal: linear`, a line (Smith & Topin 2017, in the form of torch's OneCycleLR). warmup: linear
-    from 0 to lr over `warmup_share`, then constant for `hold_share`, then down to `final_share` * lr along half a cosine.
+    constant: `lr`. onecycle: from lr / 25 up to lr over `warmup_share` of training, then down to lr / 250,000, each
+    along half a cosine or, with `anneal: linear`, a line (Smith & Topin 2017, in the form of torch's OneCycleLR).
+    warmup: linear from 0 to lr over `warmup_share`, then constant for `hold_share`, then down to `final_share` * lr
+    along half a cosine.
     """
     name, peak = options["schedule"], float(options["lr"])
     if name not in SCHEDULES:
@@ -70,7 +71,8 @@ def make_optimizer(modules: nn.Module, options: dict[str, Any]) -> torch.optim.O
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
-    """One norm over all parameters of all groups; scaled down to `limit` where it is larger. Returns the norm before."""
+    """One norm over all parameters of all groups; scaled down to `limit` where it is larger. Returns the norm
+    before."""
     parameters = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if limit:

@@ -1,8 +1,9 @@
 """The only training loop: a speechbrain.Brain whose batches are checked before they touch any state.
 
-Kept from Brain: the stages and their hooks, precision and gradient scaling, the epoch loop. Replaced: what would lose data or
-hide faults (non-finite batches, the tail of an accumulation, clipping per group, means of batch means, relative lengths).
-Every random number of a step comes from (seed, epoch, batch), so a resumed run repeats an uninterrupted one bit by bit.
+Kept from Brain: the stages and their hooks, precision and gradient scaling, the epoch loop. Replaced: what would lose
+data or hide faults (non-finite batches, the tail of an accumulation, clipping per group, means of batch means, relative
+lengths). Every random number of a step comes from (seed, epoch, batch), so a resumed run repeats an uninterrupted one
+bit by bit.
 """
 
 from __future__ import annotations
@@ -119,6 +120,11 @@ class CTCBrain(sb.Brain):
             self.position.finished = False  # the recipe asks for more epochs than last time
             self.position.epoch += 1
         self.log.truncate_after(self.position.update)
+        # A checkpoint within the epoch's last batch has the step of the epoch's record, which will be written again.
+        here = self.position.epoch
+        self.log.drop(
+            lambda record: record["type"] == "epoch" and record["epoch"] >= here and not self.position.finished
+        )
 
     def _epochs(self) -> Iterator[int]:
         """Epoch numbers from the position on; Brain asks for the first one only after `on_fit_start`."""
@@ -236,8 +242,10 @@ class CTCBrain(sb.Brain):
         )  # fmt: skip
         if self.refused_in_row >= self.options["max_nonfinite"]:
             raise NumericError(
-                f"{self.refused_in_row} batches in a row had non-finite {what}; the last held {', '.join(batch.ids[:4])}",
-                fix="lower training.lr, look at these clips, or use precision bf16 instead of fp16; the weights are those "
+                f"{self.refused_in_row} batches in a row had non-finite {what}; "
+                f"the last held {', '.join(batch.ids[:4])}",
+                fix="lower training.lr, look at these clips, or use precision bf16 instead of fp16; "
+                "the weights are those "
                 "from before these batches",
                 reason="nonfinite",
             )

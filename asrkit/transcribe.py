@@ -55,7 +55,8 @@ class Transcript:
 
 
 class Transcriber:
-    """A loaded model that turns audio into text. The text of an input does not depend on what is transcribed beside it."""
+    """A loaded model that turns audio into text. The text of an input does not depend on what is transcribed beside
+    it."""
 
     def __init__(self, bundle: Bundle, decoder: str = "greedy") -> None:
         self.bundle, self.model, self.tokenizer = bundle, bundle.model, bundle.tokenizer
@@ -63,8 +64,9 @@ class Transcriber:
         self.sample_rate = self.model.features.sample_rate
         self.device = next(self.model.parameters()).device
 
-    def transcribe(self, source: Source | Sequence[Source]) -> Any:
-        """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of Transcripts.
+    def transcribe(self, source: Source | list[Source]) -> Any:
+        """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of
+        Transcripts.
 
         One input that cannot be read raises AudioError; in a list it becomes a Transcript with its status.
         """
@@ -78,7 +80,8 @@ class Transcriber:
         return log_probs[0, : int(lengths[0])]
 
     def stream(self, sources: Iterable[Source]) -> Iterator[Transcript]:
-        """Transcripts of many inputs, in their order, in batches of similar lengths; a bad input does not stop the rest."""
+        """Transcripts of many inputs, in their order, in batches of similar lengths; a bad input does not stop the
+        rest."""
         window: list[Source] = []
         for source in sources:
             window.append(source)
@@ -136,7 +139,9 @@ class Transcriber:
     def _decode(self, audios: list[Audio], names: list[str]) -> list[Transcript]:
         long_enough = [i for i, audio in enumerate(audios) if self.model.num_frames(len(audio.samples)) > 0]
         results = [
-            Transcript(name, "", seconds=audio.seconds, status="too_short", message="shorter than one frame of the model")
+            Transcript(
+                name, "", seconds=audio.seconds, status="too_short", message="shorter than one frame of the model"
+            )
             for name, audio in zip(names, audios, strict=True)
         ]
         if long_enough:
@@ -173,7 +178,8 @@ def load(folder: str | Path, device: str = "auto", decoder: str = "greedy") -> T
 
 
 def find_audio(inputs: Sequence[str]) -> list[Path]:
-    """Files, folders (searched through, by suffix) and glob patterns -> audio files, in the order given, sorted within."""
+    """Files, folders (searched through, by suffix) and glob patterns -> audio files, in the order given, sorted
+    within."""
     found: list[Path] = []
     for given in inputs:
         path = Path(given)

@@ -216,9 +216,9 @@ class _Composer:
 
     def _check_kind(self, node: Node, tag: str) -> None:
         """!ref stands before text; !!map before a mapping: the tag and the shape of the value agree."""
-        shape = {list: "seq", dict: "map"}.get(type(node.value), "scalar")
+        shape = "seq" if isinstance(node.value, list) else "map" if isinstance(node.value, dict) else "scalar"
         if tag in CORE:
-            possible = (CORE[tag],) if CORE[tag] in ("seq", "map") else ("scalar",)
+            possible: tuple[str, ...] = (CORE[tag],) if CORE[tag] in ("seq", "map") else ("scalar",)
         elif tag in ("!ref", "!copy", "!PLACEHOLDER"):
             possible = ("scalar",)
         elif tag.startswith("!include:"):

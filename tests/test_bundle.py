@@ -27,7 +27,9 @@ from asrkit.transcribe import find_audio
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     folder = tmp_path_factory.mktemp("trained")
     corpus = make_corpus(folder / "cv")
-    recipe = toy_recipe(folder, corpus, ("training.epochs", 25), ("training.evaluate_every", 25), ("training.checkpoint_every", 25))
+    recipe = toy_recipe(
+        folder, corpus, ("training.epochs", 25), ("training.evaluate_every", 25), ("training.checkpoint_every", 25)
+    )
     return train(recipe, "", folder / "run", say=lambda _: None), corpus
 
 
@@ -60,7 +62,9 @@ def test_every_kind_of_input_gives_the_same_text(trained: tuple[Result, Path], t
 def test_text_does_not_depend_on_company(trained: tuple[Result, Path]) -> None:
     """Alone, in batches, in any order: the same words, times and confidences."""
     model = asrkit.load(trained[0].bundle)
-    sources = [(wave(text, seed), RATE) for seed, text in enumerate(["a", "abe iou", "be", "iou abe oui", "eee aa", "u" * 30])]
+    sources = [
+        (wave(text, seed), RATE) for seed, text in enumerate(["a", "abe iou", "be", "iou abe oui", "eee aa", "u" * 30])
+    ]
     alone = [model.transcribe(source) for source in sources]
     together = model.transcribe(sources)
     backwards = model.transcribe(sources[::-1])[::-1]
@@ -85,7 +89,13 @@ def test_bad_input_in_a_list_stops_nothing(trained: tuple[Result, Path], tmp_pat
     model = asrkit.load(trained[0].bundle)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "page.mp3").write_text("<html>")
-    sources = [tmp_path / "empty.wav", (wave(), RATE), tmp_path / "page.mp3", tmp_path / "nowhere.wav", (wave()[:30], RATE)]
+    sources = [
+        tmp_path / "empty.wav",
+        (wave(), RATE),
+        tmp_path / "page.mp3",
+        tmp_path / "nowhere.wav",
+        (wave()[:30], RATE),
+    ]
     results = model.transcribe(sources)
     assert [r.status for r in results] == ["empty_file", "ok", "not_audio", "missing", "too_short"]
     with pytest.raises(AudioError, match="nowhere"):
@@ -178,7 +188,11 @@ def link(folder: Path) -> None:
         (link, TrustError, "link"),
         (flip, StorageError, "damaged"),
         (scale, StorageError, "numbers it gave"),
-        (edit(lambda c: c["encoder"].update(name="someones_norm", package="someones-pkg")), TrustError, "pip install someones-pkg"),
+        (
+            edit(lambda c: c["encoder"].update(name="someones_norm", package="someones-pkg")),
+            TrustError,
+            "pip install someones-pkg",
+        ),
         (edit(lambda c: c.pop("recipe")), TrustError, "missing or malformed: recipe"),
         (edit(lambda c: c.update(format=99)), StorageError, "format 99"),
         (lambda f: (f / "config.json").write_text("[" * 10**5), TrustError, "not an asrkit model"),

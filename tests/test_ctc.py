@@ -40,7 +40,8 @@ def test_loss_is_the_sum_over_alignments_on_a_ragged_batch() -> None:
 
 
 def test_gradient_through_the_head() -> None:
-    """The whole way from encoder output to loss against finite differences (torch's CTC backward assumes a log-softmax)."""
+    """The whole way from encoder output to loss against finite differences (torch's CTC backward assumes a
+    log-softmax)."""
     torch.manual_seed(1)
     weight = torch.randn(4, 3, dtype=torch.float64)
 
@@ -51,7 +52,9 @@ def test_gradient_through_the_head() -> None:
     assert torch.autograd.gradcheck(run, (torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True),))
 
 
-@pytest.mark.parametrize(("labels", "frames"), [([], 0), ([1], 1), ([1, 2], 2), ([1, 1], 3), ([1, 1, 1, 1], 7), ([1, 2, 2, 1], 5)])
+@pytest.mark.parametrize(
+    ("labels", "frames"), [([], 0), ([1], 1), ([1, 2], 2), ([1, 1], 3), ([1, 1, 1, 1], 7), ([1, 2, 2, 1], 5)]
+)
 def test_required_frames(labels: list[int], frames: int) -> None:
     assert required_frames(labels) == frames
     if frames:
@@ -60,7 +63,11 @@ def test_required_frames(labels: list[int], frames: int) -> None:
             log_probs = torch.zeros(max(given, 1), 1, 3).log_softmax(-1)[:given]
             if given:
                 loss = torch.nn.functional.ctc_loss(
-                    log_probs, torch.tensor([labels]), torch.tensor([given]), torch.tensor([len(labels)]), reduction="none"
+                    log_probs,
+                    torch.tensor([labels]),
+                    torch.tensor([given]),
+                    torch.tensor([len(labels)]),
+                    reduction="none",
                 )
                 assert bool(torch.isfinite(loss).all()) is finite
 

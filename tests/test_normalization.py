@@ -1,4 +1,5 @@
-"""The four strategies against formulas written again in NumPy float64, and their gradients against finite differences."""
+"""The four strategies against formulas written again in NumPy float64, and their gradients against finite
+differences."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def make(name: str, size: int, **options: object) -> nn.Module:
 NAMES = ("none", "layer_norm", "frame_batch_norm", "sequence_batch_norm")
 
 
-def ragged(lengths: list[int], size: int = 5, padding: float = 0.0, extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def ragged(
+    lengths: list[int], size: int = 5, padding: float = 0.0, extra: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x (B, T, C) with chosen padding, and its mask."""
     steps = max(lengths) + extra
     x = 3 * torch.randn(len(lengths), max(lengths), size, generator=torch.Generator().manual_seed(3)) + 1
@@ -43,7 +46,8 @@ def ragged(lengths: list[int], size: int = 5, padding: float = 0.0, extra: int =
 
 
 def oracle(name: str, x: np.ndarray, lengths: list[int], gain: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Training-mode output, one loop per average that the definition names; steps with one live utterance left out (NaN)."""
+    """Training-mode output, one loop per average that the definition names; steps with one live utterance left out
+    (NaN)."""
     y = np.zeros_like(x)
     if name == "none":
         return x
@@ -153,7 +157,8 @@ def test_gradient_against_plain_autograd() -> None:
 
 
 def test_sequence_running_averages() -> None:
-    """Three batches of different sizes: moments of all frames, each batch fading by 1 - momentum and weighted by its frames."""
+    """Three batches of different sizes: moments of all frames, each batch fading by 1 - momentum and weighted by its
+    frames."""
     norm = make("sequence_batch_norm", 4)
     frames, weights = [], []
     for number, lengths in enumerate(([7, 3], [2, 2, 2], [9])):

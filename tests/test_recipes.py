@@ -1,4 +1,5 @@
-"""Every recipe of the project builds, runs forward and backward, and the four of the question train with every encoder."""
+"""Every recipe of the project builds, runs forward and backward, and the four of the question train with every
+encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +30,14 @@ def recipe(name: str, *overrides: tuple[str, Any]) -> dict[str, Any]:
 
 
 def test_the_recipes_are_counted() -> None:
-    assert [path.stem for path in RECIPES] == ["model1", "model2", "model3", "model3_conv", "demo", "peer_speechbrain_ctc"]
+    assert [path.stem for path in RECIPES] == [
+        "model1",
+        "model2",
+        "model3",
+        "model3_conv",
+        "demo",
+        "peer_speechbrain_ctc",
+    ]
     assert len(ARMS) == 16
     assert {plugin.name for plugin in list_plugins("encoders") if plugin.package == "asrkit"} == set(ENCODERS)
 
@@ -43,7 +51,8 @@ def test_each_opens_with_its_command(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "encoder", "millions"),
-    # normalization-facts of the question's notebooks: printed layers, counted there; 11 blocks as in the question's text
+    # normalization-facts of the question's notebooks: printed layers, counted there; 11 blocks as in the question's
+    # text
     [("model1", "layer_norm", 7.24), ("model2", "none", 23.14), ("model3", "layer_norm", 49.78)],
 )
 def test_parameter_counts_of_the_question(model: str, encoder: str, millions: float) -> None:
@@ -79,7 +88,11 @@ def test_all_arms_start_from_the_same_weights_outside_their_norms(model: str) ->
         other = weights(encoder)
         assert other.keys() == base.keys()
         assert all(torch.equal(other[name], base[name]) for name in base)
-    norms = [n for n, _ in build_model(recipe(model, ("encoder", "layer_norm"), ("width", 8)), 29).named_parameters() if ".norm." in n]
+    norms = [
+        n
+        for n, _ in build_model(recipe(model, ("encoder", "layer_norm"), ("width", 8)), 29).named_parameters()
+        if ".norm." in n
+    ]
     assert norms  # the slot is there in every recipe
 
 
@@ -139,6 +152,11 @@ def test_every_arm_trains_an_epoch(tmp_path: Path, corpus: Path, model: str, enc
 def test_a_misspelled_override_at_any_depth_is_an_error(path: Path) -> None:
     from asrkit.errors import RecipeError
 
-    for wrong, right in (("encodr", "encoder"), ("training.epoch", "epochs"), ("data.rot", "root"), ("norm.epss", "eps")):
+    for wrong, right in (
+        ("encodr", "encoder"),
+        ("training.epoch", "epochs"),
+        ("data.rot", "root"),
+        ("norm.epss", "eps"),
+    ):
         with pytest.raises(RecipeError, match=f"did you mean '{right}'"):
             load_recipe(path, [(wrong, "1")], known=SCHEMA)

@@ -18,7 +18,11 @@ def test_onecycle_equals_torch(anneal: str) -> None:
     steps = 101
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=2e-3, total_steps=steps, anneal_strategy="cos" if anneal == "cosine" else "linear", pct_start=0.31
+        optimizer,
+        max_lr=2e-3,
+        total_steps=steps,
+        anneal_strategy="cos" if anneal == "cosine" else "linear",
+        pct_start=0.31,
     )
     options = OPTIONS | {"schedule": "onecycle", "lr": 2e-3, "anneal": anneal, "warmup_share": 0.3}
     for step in range(steps):

@@ -47,13 +47,20 @@ def test_there_are_four_encoders() -> None:
 
 
 def test_it_learns_and_leaves_what_it_promises(tmp_path: Path, corpus: Path) -> None:
-    result = run(tmp_path, corpus, ("training.epochs", 40), ("training.evaluate_every", 40), ("training.checkpoint_every", 40))
+    result = run(
+        tmp_path, corpus, ("training.epochs", 40), ("training.evaluate_every", 40), ("training.checkpoint_every", 40)
+    )
     assert result.last["train"]["cer"] < 0.25
     assert result.last["dev"]["cer"] < 0.5
     names = {path.name for path in result.folder.iterdir()}
     expected = {"recipe.yaml", "resolved.yaml", "env.json", "metrics.jsonl", "data_report.jsonl", "curves.png", "model"}
     assert expected <= names
-    assert {path.name for path in result.bundle.iterdir()} == {"config.json", "model.safetensors", "tokens.txt", "README.md"}
+    assert {path.name for path in result.bundle.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokens.txt",
+        "README.md",
+    }
     epochs = [line for line in metrics(result.folder) if line["type"] == "epoch"]
     assert len(epochs) == 40
     assert {"loss", "cer", "wer", "blank", "empty", "grad_norm"} <= epochs[0]["train"].keys()
@@ -77,7 +84,12 @@ def test_resume_after_a_stop_is_bit_identical(
     tmp_path: Path, corpus: Path, encoder: str, accumulation: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout, SpecAugment, statistics, optimizer, meters: all as if nothing had happened."""
-    options = [("encoder", encoder), ("training.accumulation", accumulation), ("norm.batch", "micro"), ("training.epochs", 2)]
+    options = [
+        ("encoder", encoder),
+        ("training.accumulation", accumulation),
+        ("norm.batch", "micro"),
+        ("training.epochs", 2),
+    ]
     whole = run(tmp_path, corpus, *options, output="whole")
     update = CTCBrain._update
 
@@ -149,7 +161,9 @@ def test_a_non_finite_batch_leaves_no_trace(
 
 def test_too_many_non_finite_batches_end_the_run(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CTCBrain, "compute_objectives", lambda *_: torch.full((2,), float("nan"), requires_grad=True))
-    with pytest.raises(NumericError, match="3 batches in a row had non-finite loss; the last held common_voice") as error:
+    with pytest.raises(
+        NumericError, match="3 batches in a row had non-finite loss; the last held common_voice"
+    ) as error:
         run(tmp_path, corpus)
     assert error.value.exit_code == 4
 
@@ -157,7 +171,12 @@ def test_too_many_non_finite_batches_end_the_run(tmp_path: Path, corpus: Path, m
 def test_the_tail_of_an_accumulation_is_stepped(tmp_path: Path, corpus: Path) -> None:
     """12 utterances, one per batch, factor 5: 3 updates an epoch, none lost."""
     result = run(
-        tmp_path, corpus, ("encoder", "layer_norm"), ("training.batch_size", 1), ("training.accumulation", 5), ("training.epochs", 2)
+        tmp_path,
+        corpus,
+        ("encoder", "layer_norm"),
+        ("training.batch_size", 1),
+        ("training.accumulation", 5),
+        ("training.epochs", 2),
     )
     assert result.last["step"] == 6
 
@@ -181,7 +200,12 @@ def test_batch_norm_with_accumulation_must_be_meant(tmp_path: Path, corpus: Path
 
 def test_early_stopping(tmp_path: Path, corpus: Path) -> None:
     result = run(
-        tmp_path, corpus, ("encoder", "none"), ("training.lr", 0.0), ("training.epochs", 20), ("training.early_stopping", 2)
+        tmp_path,
+        corpus,
+        ("encoder", "none"),
+        ("training.lr", 0.0),
+        ("training.epochs", 20),
+        ("training.early_stopping", 2),
     )
     assert result.last["epoch"] == 3
 

@@ -13,7 +13,10 @@ from asrkit.schema import SCHEMA
 
 RATE = 8000
 LETTERS = "abeiou"
-HEADER = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\tsegment"
+HEADER = (
+    "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\t"
+    "locale\tsegment"
+)
 
 
 def tones(sentence: str, seed: int) -> np.ndarray:
@@ -39,7 +42,9 @@ def make_corpus(folder: Path, train: int = 12, dev: int = 4, test: int = 4, seed
         for index in range(count):
             sentence = ""
             while not sentence or sentence in seen:
-                words = ["".join(random.choice(list(LETTERS), random.integers(2, 5))) for _ in range(random.integers(2, 4))]
+                words = [
+                    "".join(random.choice(list(LETTERS), random.integers(2, 5))) for _ in range(random.integers(2, 4))
+                ]
                 sentence = " ".join(words)
             seen.add(sentence)
             name = f"common_voice_es_{number}.wav"

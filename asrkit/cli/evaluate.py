@@ -18,11 +18,17 @@ EXAMPLES = """examples:
 def add_parser(subparsers: Any) -> None:
     """Define the verb's arguments."""
     parser = subparsers.add_parser(
-        "evaluate", help=HELP.replace("%", "%%"), description=HELP.replace("%", "%%"), epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "evaluate",
+        help=HELP.replace("%", "%%"),
+        description=HELP.replace("%", "%%"),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder, or a model folder with --data.root=...")
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="default test")
-    parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst utterances (default 5)")
+    parser.add_argument(
+        "--worst", type=int, default=5, metavar="N", help="how many of the worst utterances (default 5)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.set_defaults(run=run, takes_overrides=True)
@@ -75,7 +81,7 @@ def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     recipe = {**bundle.config["recipe"], "name": bundle.config.get("name") or "model"}
     resolved = bundle.path.parent / "resolved.yaml"
     if resolved.is_file():
-        run_recipe = load_recipe(resolved, known=SCHEMA)
+        run_recipe = load_recipe(resolved)
         recipe |= {"data": run_recipe["data"], "text": run_recipe["text"], "training": run_recipe["training"]}
     recipe |= {"encoder": bundle.config["encoder"]["name"], "seed": bundle.config["seed"]}
     with tempfile.TemporaryDirectory() as folder:

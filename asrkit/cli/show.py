@@ -15,7 +15,9 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser("show", help=HELP, description=HELP)
     add_recipe_arguments(parser)
-    parser.add_argument("--labels", type=int, metavar="V", help="number of labels, blank included (default: the alphabet's)")
+    parser.add_argument(
+        "--labels", type=int, metavar="V", help="number of labels, blank included (default: the alphabet's)"
+    )
     parser.add_argument("--json", action="store_true", help="recipe, layers and counts as JSON")
     parser.set_defaults(run=run)
 

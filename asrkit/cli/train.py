@@ -16,11 +16,19 @@ EXAMPLES = """examples:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """What train and show have in common."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file; any key can be set by --its.path=value")
-    parser.add_argument("--encoder", metavar="NAME", help="the arm: a name that `asrkit plugins --kind encoders` prints")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins")
     parser.add_argument(
-        "--trust-recipe", action="store_true", help="let the recipe run code, as HyperPyYAML does: only for your own files"
+        "recipe", type=Path, metavar="RECIPE", help="a YAML file; any key can be set by --its.path=value"
+    )
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="the arm: a name that `asrkit plugins --kind encoders` prints"
+    )
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
+    )
+    parser.add_argument(
+        "--trust-recipe",
+        action="store_true",
+        help="let the recipe run code, as HyperPyYAML does: only for your own files",
     )
     parser.set_defaults(takes_overrides=True)
 
@@ -66,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     say = (lambda _: None) if args.quiet or args.json else (lambda line: print(line, flush=True))
     result = train(recipe, args.recipe.read_text(encoding="utf-8"), args.output, progress=progress, say=say)
     if args.json:
-        print_json({"folder": str(result.folder), "model": str(result.bundle), "last": result.last, "best": result.best})
+        print_json(
+            {"folder": str(result.folder), "model": str(result.bundle), "last": result.last, "best": result.best}
+        )
     elif not args.quiet:
         print(
             f"\nbest epoch {result.best.get('epoch', '-')}\n"

@@ -21,13 +21,21 @@ def add_parser(subparsers: Any) -> None:
         "transcribe", help=HELP, description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="audio files, folders, glob patterns")
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="a run's `model` folder, or the run folder")
-    parser.add_argument("--format", default="txt", choices=("txt", "json"), help="txt: the words; json: with times (default txt)")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="one file per input there, instead of the terminal")
     parser.add_argument(
-        "--reference", type=Path, metavar="TABLE", help="a table with path and sentence: show each beside the text; without "
-        "INPUT, its clips are the input"
-    )  # fmt: skip
+        "--model", required=True, type=Path, metavar="DIR", help="a run's `model` folder, or the run folder"
+    )
+    parser.add_argument(
+        "--format", default="txt", choices=("txt", "json"), help="txt: the words; json: with times (default txt)"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="one file per input there, instead of the terminal"
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="TABLE",
+        help="a table with path and sentence: show each beside the text; without INPUT, its clips are the input",
+    )
     parser.add_argument("--first", type=int, metavar="N", help="only the first N inputs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
     parser.set_defaults(run=run)
@@ -93,7 +101,9 @@ def _references(table: Path) -> dict[str, tuple[Path, str]]:
     from asrkit.tables import read_rows
 
     if not table.is_file():
-        raise DataError(f"--reference {table}: no such file", fix="give a .tsv, .csv or .jsonl table", reason="missing_table")
+        raise DataError(
+            f"--reference {table}: no such file", fix="give a .tsv, .csv or .jsonl table", reason="missing_table"
+        )
     found = {}
     for row in read_rows(table, ("path", "sentence")):
         clip = table.parent / row.cells["path"]

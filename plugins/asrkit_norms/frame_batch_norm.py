@@ -5,9 +5,12 @@
 
 Laurent et al. 2015 (arXiv 1510.01378), frame-wise normalization. What the paper leaves open is settled so:
 
-* A step with one live utterance has variance 0. In training it is normalized with running statistics instead, and counted.
-* Running statistics are kept per step, with the number of frames behind them. A step with fewer than `min_count` frames,
-  and every step beyond the longest clip seen, uses one pooled tail: the last steps that together hold 8 `min_count` frames.
+* A step with one live utterance has variance 0. In training it is normalized with running statistics instead, and
+counted.
+* Running statistics are kept per step, with the number of frames behind them. A step with fewer than `min_count`
+frames,
+  and every step beyond the longest clip seen, uses one pooled tail: the last steps that together hold 8 `min_count`
+  frames.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ TAIL = 8  # the pooled tail rests on this many times `min_count` frames, where t
 
 
 class FrameBatchNorm(nn.Module):
-    """x (B, T, C), mask (B, T) -> (B, T, C), 0 in the padding. `fallback_share`: of the last batch's frames, in training
-    those at steps with one live utterance, at test time those on the pooled tail."""
+    """x (B, T, C), mask (B, T) -> (B, T, C), 0 in the padding. `fallback_share`: of the last batch's frames, in
+    training those at steps with one live utterance, at test time those on the pooled tail."""
 
     def __init__(self, size: int, options: NormOptions) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """`layer_norm`: every frame by its own mean and variance over its features.
 
-    mu_t = 1/C sum_c x_tc,   var_t = 1/C sum_c (x_tc - mu_t)^2,   y_tc = gain_c (x_tc - mu_t) / sqrt(var_t + eps) + bias_c
+    mu_t = 1/C sum_c x_tc,   var_t = 1/C sum_c (x_tc - mu_t)^2,   y_tc = gain_c (x_tc - mu_t) / sqrt(var_t + eps) +
+    bias_c
 
 Ba, Kiros & Hinton 2016 (arXiv 1607.06450), equation 3, with eps inside the root as in their code. The statistics of a
 frame need no other frame: training and test compute the same, and padding cannot enter.
