@@ -10,10 +10,7 @@ def draw_curves(epochs: list[dict[str, Any]], path: Path, title: str) -> None:
     """Epoch records of metrics.jsonl -> PNG. Train dotted, dev solid, as in the papers this project answers."""
     if not epochs:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     panels = [
         ("loss", "loss [nats per label]", 1.0),
@@ -21,7 +18,8 @@ def draw_curves(epochs: list[dict[str, Any]], path: Path, title: str) -> None:
         ("blank", "blank frames [%]", 100.0),
         ("grad_norm", "gradient norm before clipping", 1.0),
     ]
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.5), sharex=True, layout="constrained")
+    figure = Figure(figsize=(10, 6.5))
+    axes = figure.subplots(2, 2, sharex=True)
     for axis, (key, label, scale) in zip(axes.flat, panels, strict=True):
         for stage, style in (("train", ":"), ("dev", "-")):
             points = [(e["step"], scale * e[stage][key]) for e in epochs if key in e.get(stage, {})]
@@ -38,7 +36,7 @@ def draw_curves(epochs: list[dict[str, Any]], path: Path, title: str) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("updates")
     figure.suptitle(title)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.08, wspace=0.2, hspace=0.1)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
     temporary.replace(path)

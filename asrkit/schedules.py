@@ -66,7 +66,9 @@ def make_optimizer(modules: nn.Module, options: dict[str, Any]) -> torch.optim.O
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    extra: dict[str, Any] = {"momentum": options["momentum"]} if name == "sgd" else {"betas": tuple(options["betas"])}
+    extra: dict[str, Any] = {"momentum": options["momentum"]}
+    if name != "sgd":
+        extra = {"betas": tuple(options["betas"]), "fused": True}  # one pass over the numbers, on a CPU too
     return OPTIMIZERS[name]([g for g in groups if g["params"]], lr=float(options["lr"]), **extra)
 
 

@@ -252,8 +252,13 @@ class SymbolTokenizer(_TableTokenizer):
         super()._check("" if symbol == " " else symbol)
 
     @classmethod
-    def fit(cls, texts: Iterable[str], order: str = "sorted") -> Self:
-        """The symbols of the texts, `sorted` or in the order `first_seen`."""
+    def fit(cls, texts: Iterable[str], order: str = "sorted", symbols: str | Iterable[str] | None = None) -> Self:
+        """The given `symbols` (a list, or a text with white space between), or else those of the texts.
+
+        These are `sorted`, or in the order `first_seen`.
+        """
+        if symbols is not None:
+            return cls(symbols.split() if isinstance(symbols, str) else symbols)
         seen = list(dict.fromkeys(symbol for text in texts for symbol in text.split()))
         if order not in ("sorted", "first_seen"):
             raise RecipeError(
