@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 
 demo: venv
 	@echo "== 1. Spanish speech, made on this machine"
-	@$(BIN)/asrkit data synth --output $(CORPUS) --hours 0.7 --seed 1
+	@$(BIN)/asrkit data synth --output $(CORPUS) --hours 1 --speakers 56 --seed 1
 	@echo; echo "== 2. Training (Ctrl-C saves; the same command goes on)"
 	@$(BIN)/asrkit train recipes/demo.yaml --data.root=$(CORPUS)
 	@echo; echo "== 3. Speakers and sentences it has never heard"

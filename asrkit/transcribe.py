@@ -161,7 +161,7 @@ class Transcriber:
             )
             for word, first, last in self.tokenizer.word_spans(best.labels)
         )
-        return Transcript(name, self.tokenizer.decode(best.labels), words, round(seconds, 3))
+        return Transcript(name, self.tokenizer.decode(best.labels).strip(), words, round(seconds, 3))
 
 
 def load(folder: str | Path, device: str = "auto", decoder: str = "greedy") -> Transcriber:
