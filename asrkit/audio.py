@@ -26,7 +26,7 @@ from asrkit.soundfile_reader import (
     label,
 )
 
-__all__ = ["Audio", "Decoded", "SoundfileReader", "num_samples_after", "read_audio", "resample"]
+__all__ = ["Audio", "Decoded", "SoundfileReader", "is_truncated", "num_samples_after", "read_audio", "resample"]
 
 Source = str | Path | bytes | BinaryIO
 
@@ -44,7 +44,8 @@ class Audio:
 
     `notes` tells what a listener should know: `low_rate` (the source has less than the target rate),
     `clipped` (over 1 % of it at full scale), `anti_phase` (channels cancel, so the first one was taken),
-    `cut` (reading stopped at `max_seconds` with more to come).
+    `cut` (reading stopped at `max_seconds` with more to come), `truncated` (with `keep_truncated`).
+    `claimed_seconds` is what the header promises for the stretch that was read, None where it promises nothing.
     """
 
     samples: np.ndarray
@@ -52,6 +53,7 @@ class Audio:
     source_rate: int
     source_channels: int
     notes: tuple[str, ...] = ()
+    claimed_seconds: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -66,11 +68,13 @@ def read_audio(
     start: float = 0.0,
     end: float | None = None,
     max_seconds: float | None = None,
+    keep_truncated: bool = False,
 ) -> Audio:
     """Decode a file, bytes or an open binary file into a mono waveform at `sample_rate`.
 
     `start` and `end` are seconds in the source; at most `max_seconds` from `start` are read, however long the
-    file is (note `cut`). Channels are averaged.
+    file is (note `cut`). Channels are averaged. With `keep_truncated` what is left of a truncated clip is
+    returned with that note instead of raising.
 
     Raises `AudioError` with reason `missing`, `empty_file`, `not_audio`, `needs_pyav` (a format that needs
     PyAV), `truncated` (decoded and promised length differ by over 2 % and over 0.1 s, or the decoder gave up),
@@ -82,8 +86,13 @@ def read_audio(
         raise AudioError(f"{name}: nothing lies between start={start} s and end={end} s", reason="no_samples")
     opened, head = _head(source, name)
     decoded = _reader(head, name).read(opened, start, end, max_seconds)
+    truncated = _truncation(decoded, name)
+    if truncated is not None and not keep_truncated:
+        raise truncated
     _check(decoded, name)
     mono, notes = _to_mono(decoded.samples)
+    if truncated is not None:
+        notes.append("truncated")
     if np.count_nonzero(np.abs(decoded.samples) >= FULL_SCALE) > CLIPPED_SHARE * decoded.samples.size:
         notes.append("clipped")
     if decoded.rate < sample_rate:
@@ -91,7 +100,8 @@ def read_audio(
     if decoded.more:
         notes.append("cut")
     samples = resample(mono, decoded.rate, sample_rate)
-    return Audio(samples, sample_rate, decoded.rate, decoded.samples.shape[1], tuple(notes))
+    claimed = None if decoded.claimed is None else decoded.claimed / decoded.rate
+    return Audio(samples, sample_rate, decoded.rate, decoded.samples.shape[1], tuple(notes), claimed)
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -199,22 +209,34 @@ def _reader(head: bytes, name: str) -> Any:
     )
 
 
-def _check(decoded: Decoded, name: str) -> None:
-    """Raise `AudioError` if this clip cannot be used."""
-    got, rate = len(decoded.samples), decoded.rate
-    again = "download it again"
-    if decoded.claimed is not None:
-        off = abs(decoded.claimed - got)
-        if off > TRUNCATED_SHARE * decoded.claimed and off > TRUNCATED_SECONDS * rate:
-            raise AudioError(
-                f"{name} decodes to {got / rate:.2f} s, its headers say {decoded.claimed / rate:.2f} s",
-                fix="download it again, or convert it to flac",
-                reason="truncated",
-            )
-    if decoded.problem is not None:
-        raise AudioError(
-            f"{name}: decoding stops at {got / rate:.2f} s ({decoded.problem})", fix=again, reason="truncated"
+def is_truncated(seconds: float, claimed: float) -> bool:
+    """Whether a decoded length differs from a claimed one by over 2 % and over 0.1 s."""
+    off = abs(claimed - seconds)
+    return off > TRUNCATED_SHARE * claimed and off > TRUNCATED_SECONDS
+
+
+def _truncation(decoded: Decoded, name: str) -> AudioError | None:
+    """The error for a clip of which the decoder gives another length than its headers promise, or gives up."""
+    seconds = len(decoded.samples) / decoded.rate
+    if decoded.claimed is not None and is_truncated(seconds, decoded.claimed / decoded.rate):
+        return AudioError(
+            f"{name} decodes to {seconds:.2f} s, its headers say {decoded.claimed / decoded.rate:.2f} s",
+            fix="download it again, or convert it to flac",
+            reason="truncated",
         )
+    if decoded.problem is not None:
+        return AudioError(
+            f"{name}: decoding stops at {seconds:.2f} s ({decoded.problem})",
+            fix="download it again",
+            reason="truncated",
+        )
+    return None
+
+
+def _check(decoded: Decoded, name: str) -> None:
+    """Raise `AudioError` if the samples of this clip cannot be used."""
+    got = len(decoded.samples)
+    again = "download it again"
     if got == 0:
         raise AudioError(
             f"{name} holds no samples here", fix="record it again, or change start and end", reason="no_samples"

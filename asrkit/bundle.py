@@ -1,8 +1,8 @@
 """A trained model as data: config.json, model.safetensors, the tokenizer's file, README.md. Loading runs no code of it.
 
 The encoder is found by name among installed plugins; nothing is imported by path, unpickled or executed. Sizes, names,
-shapes, types, hashes and finiteness of all tensors are checked before the first is used, and a short known input must
-give the numbers that it gave when the bundle was written.
+shapes, types, hashes and finiteness of all tensors are checked before the first is used (asrkit.bundle_checks), and a
+short known input must give the numbers that it gave when the bundle was written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,23 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from asrkit import __version__, registry
-from asrkit.errors import RecipeError, StorageError, TrustError
+from asrkit.bundle_checks import (
+    Foreign,
+    check_architecture,
+    check_config,
+    missing_plugin,
+    not_a_model,
+    read_header,
+    shown,
+)
+from asrkit.errors import AsrkitError, RecipeError, StorageError, TrustError
 from asrkit.model import CTCModel, build_model, parameter_count
 from asrkit.runs import atomic_write
 
 FORMAT = 1
-MAX_CONFIG = MAX_HEADER = 1 << 20
+MAX_CONFIG = 1 << 20  # bytes
+MAX_TOKENIZER = 1 << 24
+INSTALLATION = ("plugin_api", "duplicate_plugin")  # errors of what is installed here, not of the model
 PARTS = ("data", "text", "features", "cmvn", "norm", "layers", "decoder")  # of the recipe: what a model needs to run
 
 
@@ -73,26 +83,63 @@ def save_bundle(
 
 
 def load_bundle(folder: str | Path, device: str = "cpu") -> Bundle:
-    """Read a bundle; TrustError (exit 7) for anything that is not what its config and its architecture say."""
+    """Read a bundle; TrustError (exit 7) for anything that is not what its config and its architecture say.
+
+    Nothing is allocated before the header of the tensor file, the architecture and the real size of the file agree.
+    Raises StorageError (exit 5) for a damaged copy, RecipeError (exit 2) for a device that this machine has not.
+    """
     path = Path(folder)
     config = _read_config(path)
+    try:
+        model, tokenizer = _build(path, config)
+    except RecipeError as error:
+        if error.reason in INSTALLATION:
+            raise
+        raise not_a_model(path, error) from error  # no recipe of the reader's
+    except AsrkitError:
+        raise
+    except Exception as error:  # whatever a foreign config can make torch, a plugin or Python say
+        raise not_a_model(path, error) from error
+    _move(model.eval(), device)
+    try:
+        _verify_self_check(model, config["self_check"], path)
+    except AsrkitError:
+        raise
+    except Exception as error:  # layers that fit their tensors and still cannot run
+        raise not_a_model(path, error) from error
+    return Bundle(model, tokenizer, config, path)
+
+
+def _build(path: Path, config: dict[str, Any]) -> tuple[CTCModel, Any]:
+    check_config(config)
     encoder = config["encoder"]
     try:
         registry.describe("encoders", encoder["name"])
     except RecipeError as error:
-        raise TrustError(
-            f"{path} needs the encoder {encoder['name']!r} of {encoder['package']} {encoder['version']}",
-            fix=f"pip install {encoder['package']}  (asrkit installs nothing by itself)",
-            reason="missing_plugin",
-        ) from error
-    contents = {name: _read_file(path, name, digest) for name, digest in config["files"].items()}
+        if error.reason != "unknown_encoder":
+            raise
+        raise missing_plugin(path, encoder) from error
+    files = {name: _find_file(path, name) for name in config["files"]}
+    header = read_header(files["model.safetensors"])
+    contents = {
+        name: _read_file(file, config["files"][name]) for name, file in files.items() if name != "model.safetensors"
+    }
     tokenizer = registry.load("tokenizers", config["tokenizer"]["name"]).from_files(config["tokenizer"], contents)
     recipe = {**config["recipe"], "encoder": encoder["name"], "seed": config["seed"], "spec_augment": None}
+    check_architecture(recipe, tokenizer.size, header, path)
+    data = _read_file(files["model.safetensors"], config["files"]["model.safetensors"])
     model = build_model(recipe, tokenizer.size)
-    _fill(model.acoustic, contents["model.safetensors"], path)
-    model.eval().to(device)
-    _verify_self_check(model, config["self_check"], path)
-    return Bundle(model, tokenizer, config, path)
+    _fill(model.acoustic, data, path)
+    return model, tokenizer
+
+
+def _move(model: CTCModel, device: str) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise RecipeError(
+            f"device {device!r}: {str(error).splitlines()[0]}", possible="cpu, cuda, cuda:1, auto", reason="device"
+        ) from error
 
 
 def self_check(model: CTCModel) -> dict[str, Any]:
@@ -135,14 +182,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise TrustError(f"{file} is larger than 1 MiB", fix="do not use this model", reason="config_size")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        needed = {"format": int, "encoder": dict, "recipe": dict, "tokenizer": dict, "files": dict, "self_check": dict}
-        wrong = [key for key, kind in needed.items() if not isinstance(config.get(key), kind)]
-        if wrong or not {"name", "package", "version"} <= config["encoder"].keys():
-            raise ValueError(f"missing or malformed: {', '.join(wrong) or 'encoder'}")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise TrustError(
-            f"{file} is not an asrkit model ({error})", fix="do not use this model", reason="config"
-        ) from error
+        if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+            raise Foreign("missing or malformed: format")
+    except (ValueError, RecursionError) as error:
+        raise not_a_model(file, error) from error
     if config["format"] != FORMAT:
         raise StorageError(
             f"{file} has format {config['format']}, this asrkit reads {FORMAT}",
@@ -152,14 +195,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_file(path: Path, name: str, digest: str) -> bytes:
+def _find_file(path: Path, name: str) -> Path:
     if name not in ("model.safetensors", "tokens.txt", "tokenizer.model"):
         raise TrustError(
-            f"{path} names a file that no asrkit model has: {name!r}", fix="do not use it", reason="bundle_file"
+            f"{path} names a file that no asrkit model has: {shown(name)}", fix="do not use it", reason="bundle_file"
         )
     file = path / name
     if file.is_symlink() or not file.is_file():
         raise TrustError(f"{file} is missing or is a link", fix="copy the whole folder again", reason="bundle_file")
+    if name != "model.safetensors" and file.stat().st_size > MAX_TOKENIZER:
+        raise TrustError(f"{file} is larger than 16 MiB", fix="do not use it", reason="bundle_file")
+    return file
+
+
+def _read_file(file: Path, digest: str) -> bytes:
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise StorageError(
@@ -169,35 +218,9 @@ def _read_file(path: Path, name: str, digest: str) -> bytes:
 
 
 def _fill(module: nn.Module, data: bytes, path: Path) -> None:
-    """Check the file's header against the architecture, then load."""
-    expected = module.state_dict()
-    size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else MAX_HEADER + 1
-    if size > MAX_HEADER or size + 8 > len(data):
-        raise TrustError(f"{path}/model.safetensors has no sane header", fix="do not use it", reason="tensor_file")
-    try:
-        header = json.loads(data[8 : 8 + size])
-    except ValueError as error:
-        raise TrustError(
-            f"{path}/model.safetensors has no sane header", fix="do not use it", reason="tensor_file"
-        ) from error
-    header.pop("__metadata__", None)
-    problems = [f"{name} is missing" for name in expected if name not in header]
-    problems += [f"{name} is not in this architecture" for name in header if name not in expected]
-    problems += [
-        f"{name} has shape {header[name]['shape']}, the architecture {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in header and header[name].get("shape") != list(tensor.shape)
-    ]
-    if problems:
-        raise TrustError(
-            f"{path}/model.safetensors does not fit its config: {problems[0]} ({len(problems)} differences)",
-            fix="use the model with the asrkit and plugin versions named in config.json",
-            reason="tensor_shapes",
-        )
+    """Load tensors whose names, shapes and types are known to fit."""
     tensors: dict[str, Tensor] = load_tensors(data)
     for name, tensor in tensors.items():
-        if tensor.dtype != expected[name].dtype or not torch.isfinite(tensor).all():
-            raise TrustError(
-                f"{path}: tensor {name} is not finite, or not of its type", fix="do not use it", reason="tensor"
-            )
+        if not torch.isfinite(tensor).all():
+            raise TrustError(f"{path}: tensor {name} is not finite", fix="do not use it", reason="tensor")
     module.load_state_dict(tensors)

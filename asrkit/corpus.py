@@ -1,60 +1,50 @@
-"""Corpora -> checked utterances: an extracted Common Voice release, or a manifest (tsv, csv, jsonl) of any recordings.
+"""Corpora -> utterances: one `data.root` for Common Voice (folder, archive), Parquet, manifests, audio with texts.
 
 A corpus reader (kind `corpora`) offers `recognizes(root)`, `splits()` and `read(split)`, and keeps a `report` of the
-rows that it dropped. Whether the audio can be used is for the preparation to find out; nothing here opens a clip.
+rows that it left out. Reading opens no clip. Where clips must first be taken out of something (an archive, Parquet),
+the reader has `fetch(utterances)` as well: `read` says where they will lie, `fetch` puts them there. Whether the audio
+can be used is for the preparation to find out.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from asrkit import registry
-from asrkit.errors import DataError, RecipeError, TrustError, nearest
+from asrkit.common_voice import COLLECTIVE, CommonVoice
+from asrkit.errors import DataError, RecipeError, nearest
+from asrkit.manifest import Manifest
 from asrkit.selection import REASONS, DataReport, Leakage, leakage, normalized, select_texts, split_hash
-from asrkit.tables import SUFFIXES, Row, read_header, read_rows
+from asrkit.tables import SUFFIXES
+from asrkit.utterances import Cells, Utterance
 
 __all__ = [
     "REASONS",
+    "Cells",
     "CommonVoice",
     "Corpus",
     "DataReport",
     "Leakage",
     "Manifest",
     "Utterance",
+    "fetch",
     "leakage",
     "normalized",
     "open_corpus",
+    "open_data",
     "select_texts",
     "split_hash",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """One stretch of speech and what was said.
-
-    text is the sentence as the corpus has it, in Unicode NFC; speaker is "" where unknown. start and end are seconds in
-    the audio file (end None: to its end); seconds is the duration that the corpus claims, None where it claims none.
-    """
-
-    id: str
-    audio: Path
-    text: str
-    speaker: str
-    split: str
-    start: float = 0.0
-    end: float | None = None
-    seconds: float | None = None
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Corpus(Protocol):
-    """Contract of the kind `corpora`."""
+    """Contract of the kind `corpora`. `fetch(utterances)` is optional, see `asrkit.corpus.fetch`."""
 
     asrkit_api: int
     report: DataReport
@@ -69,206 +59,79 @@ class Corpus(Protocol):
     def read(self, split: str) -> list[Utterance]: ...
 
 
-class CommonVoice:
-    """An extracted Common Voice release, every version: the folder of one language, with `clips/` and `train.tsv`.
+def fetch(corpus: Corpus, utterances: Iterable[Utterance]) -> None:
+    """Make the audio files of these utterances exist, where the corpus keeps them in an archive or in Parquet.
 
-    Columns are found by name; `client_id`, `path` and `sentence` are needed. `seconds` comes from `clip_durations.tsv`,
-    which releases have since 16.1. Clip paths are checked by their names: a link inside `clips/` is the user's own.
+    Give it the utterances of all splits that will be used in one call: an archive is then read once. It says first how
+    much disk it takes (StorageError, exit 5, when that is not there), and goes on where it was interrupted. Clips that
+    the archive does not have stay missing, which the preparation reports.
     """
-
-    asrkit_api = 1
-    COLUMNS = ("client_id", "path", "sentence")
-    SPLITS = ("train", "dev", "test", "validated", "invalidated", "other")
-
-    def __init__(self, root: Path | str, report: DataReport | None = None) -> None:
-        self.root = Path(root)
-        self.report = DataReport() if report is None else report
-        self._clips = os.path.abspath(self.root / "clips")
-
-    @classmethod
-    def recognizes(cls, root: Path) -> bool:
-        """Whether `root` has `clips/` and a table of a split in it."""
-        return (root / "clips").is_dir() and any(
-            set(cls.COLUMNS) <= set(_columns(root / f"{split}.tsv")) for split in cls.SPLITS
-        )
-
-    def splits(self) -> list[str]:
-        """The splits that this release has, train first. A delta release has no train, dev and test."""
-        return [split for split in self.SPLITS if (self.root / f"{split}.tsv").is_file()]
-
-    def read(self, split: str) -> list[Utterance]:
-        """The utterances of one split, in the order of the file, one for each row.
-
-        Raises DataError for a table that is not as it should be (see `asrkit.tables.read_rows`), two rows that disagree
-        about one clip (`conflicting_rows`), no rows (`empty_table`); TrustError for a path that leaves `clips/`.
-        """
-        table = self.root / f"{split}.tsv"
-        if table.parent != self.root or not table.is_file():
-            raise DataError(
-                f"{self.root}: no split {split!r}",
-                possible=nearest(split, self.splits()) or "none",
-                reason="unknown_split",
-            )
-        found = [(row, self._utterance(row, split)) for row in read_rows(table, self.COLUMNS)]
-        utterances = _without_duplicates(found, table, self.report)
-        names = [u.audio.name for u in utterances]
-        seconds = self._seconds(set(names))
-        if not seconds:
-            return utterances
-        return [replace(u, seconds=seconds.get(name)) for u, name in zip(utterances, names, strict=True)]
-
-    def _utterance(self, row: Row, split: str) -> Utterance:
-        path = row.cells["path"]
-        if path and "." not in path:  # releases 1 to 3 leave the ending out
-            path += ".mp3"
-        audio = _inside(self._clips, path, row)
-        sentence = unicodedata.normalize("NFC", row.cells["sentence"])
-        return Utterance(_stem(path), audio, sentence, row.cells["client_id"], split)
-
-    def _seconds(self, clips: set[str]) -> dict[str, float]:
-        """Clip name -> seconds, for these clips, as far as the release says."""
-        table = self.root / "clip_durations.tsv"
-        if not table.is_file():
-            return {}
-        found = {}
-        for row in read_rows(table, ("clip", "duration[ms]")):
-            if row.cells["clip"] in clips:
-                milliseconds = row.number("duration[ms]")
-                if milliseconds is not None:
-                    found[row.cells["clip"]] = milliseconds / 1000
-        return found
+    take = getattr(corpus, "fetch", None)
+    if take is not None:
+        take(list(utterances))
 
 
-class Manifest:
-    """Tables of one's own recordings: .tsv, .csv or .jsonl with a path and a text for each utterance.
+def open_data(data: Mapping[str, Any], report: DataReport | None = None, progress: bool | None = None) -> Corpus:
+    """The corpus of a recipe's `data:` section; raises as `open_corpus` does.
 
-    `root` is one table, or a folder. A split is then named by the `split` column of that table or of the folder's
-    `manifest.tsv` (or .csv, .jsonl; without the column, all rows are `train`), or by its own table in the folder:
-    `train` for `train.tsv`, or the file name itself, `asr_train.tsv`. `train`, `dev` and `test` name the tables of
-    these splits, all of whose rows are taken.
-
-    Columns: `path`, relative to the table's folder, which it may not leave; the text, in `column`, or else `sentence`
-    or `text`. Optional: `id`, `speaker`, `split`, `start`, `end` (seconds in the file), `duration` or `duration_s`
-    (seconds).
+    `data.train`, `dev` and `test` that are names of files go to the reader, which then calls these splits train, dev
+    and test; all other names are splits to ask it for. Options that stand at their default go only to readers that
+    know them. progress: None shows it on a terminal.
     """
-
-    asrkit_api = 1
-    TEXT = ("sentence", "text")
-
-    def __init__(
-        self,
-        root: Path | str,
-        column: str | None = None,
-        train: str | None = None,
-        dev: str | None = None,
-        test: str | None = None,
-        report: DataReport | None = None,
-    ) -> None:
-        self.root = Path(root)
-        self.column = column
-        self._named = {key: name for key, name in (("train", train), ("dev", dev), ("test", test)) if name}
-        self.report = DataReport() if report is None else report
-        self._folder = self.root if self.root.is_dir() else self.root.parent
-        tables = [self.root] if self.root.is_file() else _tables(self.root)
-        self._joint = next((t for t in tables if t == self.root or t.stem == "manifest"), None)
-        self._tables = {} if self._joint else {table.stem: table for table in tables}
-
-    @classmethod
-    def recognizes(cls, root: Path) -> bool:
-        """Whether `root` is a table, or a folder with one that has a `path` and is not of Common Voice."""
-        if root.is_file():
-            return root.suffix.lower() in SUFFIXES
-        return any("path" in columns and "client_id" not in columns for columns in map(_columns, _tables(root)))
-
-    def splits(self) -> list[str]:
-        """The splits in the order in which they first appear in the table; or the names of the folder's tables."""
-        if self._named or self._joint is None:
-            return list(self._named or self._tables)
-        return list(dict.fromkeys(row.cells.get("split", "train") for row in read_rows(self._joint, ("path",))))
-
-    def read(self, split: str) -> list[Utterance]:
-        """The utterances of one split, in the order of the file. Raises as `CommonVoice.read` does."""
-        name = self._named.get(split, split)
-        whole = Path(name).suffix.lower() in SUFFIXES
-        table = self._folder / name if whole else self._joint or self._tables.get(name)
-        if table is None or not table.is_file():
-            raise self._no_split(split)
-        column = self._text_column(table)
-        rows: Iterable[Row] = read_rows(table, ("path", column))
-        if table == self._joint and not whole:
-            rows = (row for row in rows if row.cells.get("split", "train") == split)
-        found = [(row, self._utterance(row, column, split)) for row in rows]
-        if not found and table == self._joint:
-            raise self._no_split(split)
-        return _without_duplicates(found, table, self.report)
-
-    def _no_split(self, split: str) -> DataError:
-        tables = ", ".join(table.name for table in _tables(self._folder))
-        return DataError(
-            f"{self.root}: no split {split!r}",
-            possible=f"{nearest(split, self.splits())}; or the name of a table: {tables or 'none in this folder'}",
-            fix="set data.train, data.dev and data.test to these names",
-            reason="unknown_split",
+    if data["root"] is None:
+        raise DataError(
+            "data.root is not set: where is the speech?",
+            possible=_POSSIBLE,
+            fix="--data.root=.../cv-corpus-.../es, or make a synthetic corpus with `asrkit data synth`",
+            reason="missing_corpus",
         )
-
-    def _text_column(self, table: Path) -> str:
-        columns = read_header(table)
-        wanted = [self.column] if self.column else [name for name in self.TEXT if name in columns]
-        if not wanted or wanted[0] not in columns:
-            raise DataError(
-                f"{table.name}:1: no column {self.column or 'sentence'!r} for the text",
-                possible=nearest(self.column or "sentence", columns),
-                fix="name the column of the text with --data.column=NAME",
-                reason="missing_column",
-            )
-        return wanted[0]
-
-    def _utterance(self, row: Row, column: str, split: str) -> Utterance:
-        cells = row.cells
-        path = cells["path"]
-        audio = _inside(os.path.abspath(row.file.parent), path, row)
-        start, end = row.number("start") or 0.0, row.number("end")
-        if end is not None and end <= start:
-            raise DataError(f"{row.place}: end {end:g} is not after start {start:g}", reason="bad_number")
-        claimed = row.number("duration") if "duration" in cells else row.number("duration_s")
-        seconds = claimed if end is None else end - start
-        piece = f"#{start:.3f}" if "start" in cells or "end" in cells else ""
-        name = cells.get("id") or _stem(path) + piece
-        text = unicodedata.normalize("NFC", cells[column])
-        return Utterance(name, audio, text, cells.get("speaker", ""), split, start, end, seconds)
+    files = {key: data[key] for key in ("train", "dev", "test") if Path(data.get(key) or "").suffix in SUFFIXES}
+    defaults = {"column": None, "language": None, "reported": "keep", "segments": "all"}
+    chosen = {key: data[key] for key, default in defaults.items() if data.get(key, default) != default}
+    name, path = _reader(data["root"], data.get("format"))
+    known = inspect.signature(registry.load("corpora", name)).parameters
+    offered = {"cache": data.get("cache"), "progress": progress}
+    chosen |= {key: value for key, value in offered.items() if key in known}
+    return open_corpus(path, name, report=report, **files, **chosen)
 
 
 def open_corpus(root: Path | str, format: str | None = None, **options: Any) -> Corpus:
     """The corpus at `root`, by the name of its reader or by asking every registered reader.
 
     `options` go to the reader, those that are None left out; `report=` collects the rows it drops. Raises DataError for
-    a folder that is missing (`missing_corpus`) or that no reader or more than one recognizes (`unknown_corpus`);
+    a root that is missing (`missing_corpus`) or that no reader or more than one recognizes (`unknown_corpus`);
     RecipeError for an unknown reader or option.
     """
-    path = Path(root).expanduser()
-    if not path.exists():
-        raise DataError(f"data.root: {root} does not exist", possible=_POSSIBLE, fix=_FIX, reason="missing_corpus")
-    name = format or _recognized(path)
+    name, path = _reader(root, format)
     cls = registry.load("corpora", name)
-    parameters = list(inspect.signature(cls).parameters)[1:]
+    parameters = list(inspect.signature(cls).parameters)
     options = {key: value for key, value in options.items() if value is not None}
     unknown = [option for option in options if option not in parameters]
     if unknown:
         raise RecipeError(
             f"corpus {name!r} has no option {unknown[0]!r}",
-            possible=nearest(unknown[0], parameters),
+            possible=nearest(unknown[0], [option for option in parameters if option != "root"]),
             reason="unknown_option",
         )
     return cls(path, **options)
 
 
 _POSSIBLE = (
-    "the extracted folder of one Common Voice language (clips/, train.tsv, ...), or a folder or table of your own"
+    "one Common Voice language (the extracted folder with clips/ and train.tsv, or the .tar.gz as downloaded), a "
+    "folder or table of your own, audio with text files beside it, Parquet files, or a Hub dataset OWNER/NAME"
 )
-_FIX = (
-    "download a release from the Mozilla Data Collective, extract it and give --data.root=.../cv-corpus-.../es, "
-    "or make a synthetic corpus with `asrkit data synth`"
-)
+_FIX = f"get a release from {COLLECTIVE} and give its path, or make a synthetic corpus with `asrkit data synth`"
+
+
+def _reader(root: Path | str, format: str | None) -> tuple[str, Path]:
+    """Name of the reader, and the path it gets."""
+    path = Path(root).expanduser()
+    if path.exists():
+        return format or _recognized(path), path
+    on_hub = HUB_NAME.fullmatch(str(root)) and not path.parent.exists()
+    if not on_hub:
+        raise DataError(f"data.root: {root} does not exist", possible=_POSSIBLE, fix=_FIX, reason="missing_corpus")
+    return format or "parquet", Path(root)
 
 
 def _recognized(path: Path) -> str:
@@ -289,57 +152,9 @@ def _recognized(path: Path) -> str:
         raise DataError(
             f"data.root: {path} holds languages, not one", possible=folders, fix="give one", reason="unknown_corpus"
         )
-    archive = path.is_file() and path.suffix.lower() in (".gz", ".tar", ".tgz", ".zip")
-    fix = "extract it and give the folder" if archive else f"{_FIX}; or say --data.format= ({', '.join(names)})"
+    fix = f"{_FIX}; or say --data.format= ({', '.join(names)})"
+    if path.is_file() and path.suffix.lower() in (".zip", ".7z", ".rar", ".bz2", ".xz", ".zst"):
+        fix = "extract it and give the folder"
     raise DataError(
         f"data.root: {path} is no corpus that asrkit knows", possible=_POSSIBLE, fix=fix, reason="unknown_corpus"
     )
-
-
-def _inside(base: str, path: str, row: Row) -> Path:
-    """`base / path`, which must stay inside that absolute folder."""
-    full = os.path.normpath(os.path.join(base, path))
-    if full != base and not full.startswith(base + os.sep):
-        raise TrustError(
-            f"{row.place}: the path {path!r} leaves {os.path.basename(base)}/",
-            fix="remove the row, or move the clip",
-            reason="path",
-        )
-    if not path or full == base:
-        raise DataError(f"{row.place}: no path", reason="bad_row")
-    return Path(full)
-
-
-def _stem(path: str) -> str:
-    """A path without its ending, as an id."""
-    return os.path.splitext(path)[0]
-
-
-def _without_duplicates(found: Iterable[tuple[Row, Utterance]], table: Path, report: DataReport) -> list[Utterance]:
-    seen: dict[str, tuple[Row, Utterance]] = {}
-    for row, utterance in found:
-        first, other = seen.setdefault(utterance.id, (row, utterance))
-        if first is row:
-            continue
-        if other != utterance:
-            raise DataError(
-                f"{row.place} and line {first.line} disagree about {utterance.id!r}",
-                fix="keep one of the two rows",
-                reason="conflicting_rows",
-            )
-        report.exclude(utterance, "duplicate", line=row.line, first_line=first.line)
-    if not seen:
-        raise DataError(f"{table.name}: no rows for this split", reason="empty_table")
-    return [utterance for _, utterance in seen.values()]
-
-
-def _tables(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-
-
-def _columns(table: Path) -> list[str]:
-    """The header of a table, nothing where there is none; a defect is for reading to report."""
-    try:
-        return read_header(table) if table.is_file() else []
-    except DataError:
-        return []

@@ -17,8 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asrkit.errors import RecipeError, nearest
-from asrkit.layers import ACTIVATIONS, Chain, Context, Conv, FrameWise, Layer, Linear, Residual
+from asrkit.errors import AsrkitError, RecipeError, nearest
+from asrkit.layers import (
+    ACTIVATIONS,
+    Chain,
+    Context,
+    Conv,
+    FrameWise,
+    Layer,
+    Linear,
+    Residual,
+    is_empty,
+    make_activation,
+    make_dropout,
+)
 from asrkit.masking import frame_mask, zero_padding
 from asrkit.recurrent import Recurrent
 
@@ -81,6 +93,8 @@ class RecurrentLayer(Layer):
         self.output_size = self.recurrent.output_size
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if is_empty(x.shape[1]):
+            return x.new_zeros(x.shape[0], 0, self.output_size), lengths
         return self.recurrent(x, lengths), lengths
 
 
@@ -135,12 +149,18 @@ class StackEncoder(Encoder):
                 f"{where} = {spec!r}", possible="a name such as norm, or one name with its options", reason="layers"
             )
         builders = self._builders()
-        if name not in builders:
+        if not isinstance(name, str) or name not in builders:
             raise RecipeError(
                 f"{where}: unknown layer {name!r}", possible=nearest(str(name), builders), reason="layers"
             )
         try:
             return builders[name](options, size, channels, where)
+        except RecipeError as error:
+            if error.what.startswith("layers."):
+                raise  # an inner layer, which has named itself
+            raise RecipeError(
+                f"{where}: {error.what}", possible=error.possible, fix=error.fix, reason=error.reason
+            ) from error
         except (TypeError, ValueError) as error:
             raise RecipeError(
                 f"{where}: {name} does not take {options!r} ({error})",
@@ -150,16 +170,16 @@ class StackEncoder(Encoder):
 
     def _builders(self) -> dict[str, Callable[[Any, int, int, str], Layer]]:
         def activation(name: str) -> Callable[[Any, int, int, str], Layer]:
-            return lambda o, size, channels, _: FrameWise(ACTIVATIONS[name](**(o or {})), size, channels)
+            return lambda o, size, channels, _: FrameWise(make_activation(name, _options(name, o)), size, channels)
 
         def recurrent(cell: str, both: bool) -> Callable[[Any, int, int, str], Layer]:
-            return lambda o, size, _, __: RecurrentLayer(size, cell, both, _options(o, "size"))
+            return lambda o, size, _, __: RecurrentLayer(size, cell, both, _options(cell, o))
 
         return {
-            "conv": lambda o, size, channels, _: Conv(size, **_options(o, "channels"), input_channels=channels),
-            "context": lambda o, size, _, __: Context(size, **_options(o, "left")),
-            "linear": lambda o, size, _, __: Linear(size, **_options(o, "size")),
-            "dropout": lambda o, size, channels, _: FrameWise(nn.Dropout(**_options(o, "p")), size, channels),
+            "conv": lambda o, size, channels, _: Conv(size, **_options("conv", o), input_channels=channels),
+            "context": lambda o, size, _, __: Context(size, **_options("context", o)),
+            "linear": lambda o, size, _, __: Linear(size, **_options("linear", o)),
+            "dropout": lambda o, size, channels, _: FrameWise(make_dropout(**_options("dropout", o)), size, channels),
             "norm": self._norm,
             "residual": self._residual,
             "repeat": self._repeat,
@@ -177,35 +197,77 @@ class StackEncoder(Encoder):
                 fix="set them for all norms at once in the recipe's `norm:` section",
                 reason="layer_option",
             )
-        with torch.random.fork_rng():  # a norm that draws numbers must not change the weights of the other layers
-            norm = self.make_norm(size)
+        maker = f"{type(self).__module__}.{type(self).__qualname__}.make_norm({size})"
+        contract = "an nn.Module: norm(x (B, T, C), mask (B, T)) -> (B, T, C)"
+        try:
+            with torch.random.fork_rng():  # a norm that draws numbers must not change the weights of the other layers
+                norm = self.make_norm(size)
+        except AsrkitError:
+            raise
+        except Exception as error:
+            raise RecipeError(
+                f"{where}: {maker} fails: {type(error).__name__}: {error}",
+                possible=contract,
+                fix="mend the plugin; with --debug you see where it fails",
+                reason="broken_plugin",
+            ) from error
+        if not isinstance(norm, nn.Module):
+            raise RecipeError(f"{where}: {maker} returns {norm!r}", possible=contract, reason="encoder_contract")
         return NormSlot(norm, size, channels)
 
     def _residual(self, options: Any, size: int, channels: int, where: str) -> Layer:
-        layers = options.get("layers") if isinstance(options, dict) else options
+        if isinstance(options, dict) and set(options) != {"layers"}:
+            raise ValueError("it needs layers and nothing else")
+        layers = options["layers"] if isinstance(options, dict) else options
         return Residual(self._chain(layers, size, channels, f"{where}.residual"), size, channels)
 
     def _repeat(self, options: Any, size: int, channels: int, where: str) -> Layer:
         if not isinstance(options, dict) or set(options) != {"times", "layers"}:
             raise ValueError("it needs times and layers")
         times, layers = options["times"], options["layers"]
-        if not isinstance(times, int) or times < 1 or not isinstance(layers, list):
+        if isinstance(times, bool) or not isinstance(times, int) or times < 1 or not isinstance(layers, list):
             raise ValueError("times is an integer of at least 1, layers a list")
         return self._chain(layers * times, size, channels, f"{where}.repeat")
 
 
-def _options(options: Any, first: str) -> dict[str, Any]:
-    """`linear: 512` is short for `linear: {size: 512}`."""
+# What a recipe may give each layer: the arguments of these but for what the stack itself decides.
+_TAKERS: dict[str, Any] = {
+    "conv": Conv,
+    "context": Context,
+    "linear": Linear,
+    "dropout": make_dropout,
+    "gru": Recurrent,
+    "lstm": Recurrent,
+    **ACTIVATIONS,
+}
+_INTERNAL = {"self", "input_size", "input_channels", "inplace", "cell", "bidirectional", "gate_norm", "backend"}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    taker = _TAKERS[name.removeprefix("bi")]
+    if isinstance(taker, type) and "__init__" not in vars(taker):
+        return {}  # an activation without options; nn.Module's own are no one's business
+    return {key: p for key, p in inspect.signature(taker).parameters.items() if key not in _INTERNAL}
+
+
+def _options(name: str, options: Any) -> dict[str, Any]:
+    """`linear: 512` is short for `linear: {size: 512}`: the first argument. ValueError for an unknown one."""
     if options is None:
         return {}
-    return options if isinstance(options, dict) else {first: options}
+    parameters = _parameters(name)
+    if not isinstance(options, dict):
+        if not parameters:
+            raise ValueError("it has no options")
+        return {next(iter(parameters)): options}
+    unknown = [key for key in options if key not in parameters]
+    if unknown:
+        raise ValueError(f"it has no option {unknown[0]!r}")
+    return options
 
 
 def _signature(name: str) -> str:
-    classes: dict[str, Any] = {"conv": Conv, "context": Context, "linear": Linear, "dropout": nn.Dropout}
-    if name in ("gru", "bigru", "lstm", "bilstm"):
-        classes[name] = Recurrent
-    if name not in classes:
-        return {"repeat": "{times: N, layers: [...]}", "residual": "[layers]"}.get(name, "no options")
-    skip = {"self", "input_size", "input_channels", "inplace", "cell", "bidirectional"}
-    return ", ".join(str(p) for n, p in inspect.signature(classes[name].__init__).parameters.items() if n not in skip)
+    """The options of a layer as text, with their defaults."""
+    fixed = {"repeat": "{times: N, layers: [...]}", "residual": "[layers]"}
+    if name in fixed or name.removeprefix("bi") not in _TAKERS:
+        return fixed.get(name, "no options")
+    return ", ".join(str(p).replace("'", "") for p in _parameters(name).values()) or "no options"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from asrkit.batching import BatchSampler, collate
-from asrkit.decoders import best_paths
+from asrkit.decoders import Decoder, best_paths
 from asrkit.model import CTCModel
 from asrkit.preparation import Split
 from asrkit.scoring import Errors, Interval, Score, alignment_text, bootstrap_interval, score, totals, worst
@@ -39,9 +40,9 @@ class Evaluation:
             "utterances": len(self.scores),
             "speakers": len({s.speaker for s in self.scores}),
             "wer": self.words.rate,
-            "wer_interval": [self.wer_interval.low, self.wer_interval.high],
+            "wer_interval": _ends(self.wer_interval),
             "cer": self.characters.rate,
-            "cer_interval": [self.cer_interval.low, self.cer_interval.high],
+            "cer_interval": _ends(self.cer_interval),
             "interval_by": self.cer_interval.by,
             "words": _counts(self.words),
             "characters": _counts(self.characters),
@@ -65,6 +66,11 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def _ends(interval: Interval) -> list[float] | None:
+    """JSON has no NaN: a single utterance has no interval."""
+    return None if math.isnan(interval.low) else [interval.low, interval.high]
+
+
 def _counts(errors: Errors) -> dict[str, int]:
     return {
         "substitutions": errors.substitutions,
@@ -82,9 +88,15 @@ def _describe(errors: Errors) -> str:
 
 
 def evaluate(
-    model: CTCModel, tokenizer: Any, split: Split, *, device: str = "cpu", progress: bool = False
+    model: CTCModel,
+    tokenizer: Any,
+    split: Split,
+    *,
+    decoder: Decoder | None = None,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> Evaluation:
-    """Greedy outputs of `model` on a split, in batches of similar length (which change no output)."""
+    """Outputs of a model on a split, in batches of similar length that change no output; greedy by default."""
     model.eval().to(device)
     sampler = BatchSampler(split.frames, 40_000, None, "ascending")
     loader = DataLoader(split, batch_sampler=sampler, collate_fn=collate)
@@ -95,6 +107,8 @@ def evaluate(
             log_probs, lengths = model.acoustic(batch.features.to(device), batch.lengths.to(device))
             paths, blank = best_paths(log_probs, lengths)
             blanks, frames = blanks + blank, frames + int(lengths.sum())
+            if decoder is not None:
+                paths = [list(best[0].labels) for best in decoder(log_probs.cpu(), lengths.cpu())]
             hypotheses.update((row, tokenizer.decode(path)) for row, path in zip(batch.rows, paths, strict=True))
     scores = score(
         (

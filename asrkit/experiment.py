@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from asrkit.card import model_card
 from asrkit.checkpoints import Checkpoints
 from asrkit.curves import draw_curves
 from asrkit.errors import RecipeError, StoppedError
-from asrkit.model import parameter_count
+from asrkit.model import encoder_class, parameter_count
 from asrkit.preparation import Prepared, prepare
-from asrkit.registry import load
 from asrkit.runs import MetricsLog, RunFolder
 from asrkit.schema import NEUTRAL
+from asrkit.selection import DataReport
 from asrkit.training import CTCBrain
+from asrkit.validation import validate
 
 Say = Callable[[str], None]
 
@@ -44,13 +47,10 @@ def run_folder(recipe: dict[str, Any], output: str | Path | None = None) -> Path
 
 
 def check_recipe(recipe: dict[str, Any]) -> None:
-    """Combinations that cannot work, refused once and before any work."""
+    """Values and combinations that cannot work, refused once and before any work."""
+    validate(recipe)
     training = recipe["training"]
-    encoder = load("encoders", recipe["encoder"])
-    if not recipe.get("layers"):
-        raise RecipeError(
-            "the recipe has no layers", fix="add `layers:`, see recipes/demo.yaml for an example", reason="layers"
-        )
+    encoder = encoder_class(recipe["encoder"])
     if encoder.batch_statistics and training["accumulation"] > 1 and recipe["norm"]["batch"] != "micro":
         raise RecipeError(
             f"training.accumulation = {training['accumulation']} with {recipe['encoder']}: its statistics see one "
@@ -78,19 +78,56 @@ def train(
     text."""
     check_recipe(recipe)
     folder = RunFolder(run_folder(recipe, output))
-    with folder.lock():
+    with folder.lock(), _log_file(folder.path, say) as tell:
+        if (folder.path / "resolved.yaml").exists():  # before hours of preparation; a first attempt claims after it
+            _tell_changes(folder.claim(recipe, source=source, neutral=NEUTRAL), recipe, tell)
+        report = DataReport()
+        try:
+            prepared = prepare(recipe, report=report, progress=progress)
+        finally:
+            report.write(folder.path / "data_report.jsonl")
         folder.claim(recipe, source=source, neutral=NEUTRAL)
-        prepared = prepare(recipe, progress=progress)
-        prepared.report.write(folder.path / "data_report.jsonl")
-        say(_opening(recipe, prepared, folder.path))
+        tell(_opening(recipe, prepared, folder.path))
         _fit_cmvn(prepared)
-        brain = _brain(recipe, prepared, folder, progress, say)
+        brain = _brain(recipe, prepared, folder, progress, tell)
         try:
             brain.run()
         except StoppedError:
             _finish(recipe, prepared, brain, folder)
             raise
         return _finish(recipe, prepared, brain, folder)
+
+
+@contextlib.contextmanager
+def _log_file(folder: Path, say: Say) -> Iterator[Say]:
+    """log.txt: what is said, and what asrkit's loggers note, with the time."""
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("asrkit")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+    def tell(line: str) -> None:
+        say(line)
+        logger.info(line)
+
+    try:
+        yield tell
+    except Exception as error:
+        logger.info("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+def _tell_changes(changes: list[str], recipe: dict[str, Any], tell: Say) -> None:
+    for line in changes:
+        tell(f"goes on with another setting: {line}")
+    if any(line.startswith("training.epochs:") for line in changes) and recipe["training"]["schedule"] != "constant":
+        tell("another number of epochs bends the learning-rate schedule: the result is not that of one long run")
 
 
 def _fit_cmvn(prepared: Prepared) -> None:
@@ -113,7 +150,8 @@ def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progre
         say(_epoch_line(figures, recipe["training"]["epochs"]))
         for stage in ("train", "dev"):
             for key, value in figures.get(stage, {}).items() if board is not None else ():
-                board.add_scalar(f"{stage}/{key}", value, figures["step"])
+                if not isinstance(value, dict):
+                    board.add_scalar(f"{stage}/{key}", value, figures["step"])
         if time.monotonic() - drawn > 30:  # while it runs, twice a minute; the last picture is drawn at the end
             _draw(recipe, folder.path)
             drawn = time.monotonic()
@@ -148,7 +186,7 @@ def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder:
         "splits": {name: split.hash for name, split in prepared.splits.items()},
         "excluded": dict(prepared.report.counts),
         "leakage": prepared.leakage.summary(),
-        "metrics": {k: v for k, v in figures.items() if k not in ("seconds", "frames_per_second")},
+        "metrics": {k: v for k, v in figures.items() if k not in ("seconds", "frames_per_second", "memory_mb")},
     }
     bundle = folder.path / "model"
     save_bundle(bundle, prepared.model, prepared.tokenizer, recipe, facts, model_card(recipe, facts, prepared.model))

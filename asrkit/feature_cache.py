@@ -1,55 +1,60 @@
-"""Features computed once and kept in an Arrow file, float16, memory-mapped: an epoch reads frames, not mp3s.
+"""Features (or waveforms) computed once and kept in Arrow shards, memory-mapped: an epoch reads frames, not mp3s.
 
-The file is a plain Arrow stream (columns id, frames, features) that `datasets.Dataset.from_file` opens as well. Its
-name is a hash of everything that made it (clips with size and time of change, options, code version): a stale file is
-never used.
+The folder of a cache is named by a hash of everything that made it (utterances with size and time of change of their
+files, options, code): a stale one is never used. See `asrkit.shards` for what lies in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from asrkit.audio import read_audio
+from asrkit import audio, clips, feature_math, shards, soundfile_reader
+from asrkit.clips import Limits, features_of, waveform_of
 from asrkit.corpus import Utterance
-from asrkit.errors import AudioError, StorageError
+from asrkit.disk import storage_error
 from asrkit.features import FeatureExtractor
 from asrkit.selection import DataReport
+from asrkit.shards import Layout, Origin, Outcome, ShardTable
 
-VERSION = 1  # raise it when the same options give other features
+VERSION = 2  # raise it when what a cache holds changes and no file of `_code` does
 
 
-class FeatureTable:
+class FeatureTable(ShardTable):
     """Features of the usable utterances of one split: `ids`, `frames` (N,) and, memory-mapped, `features(i) -> (T, F)`
     float16."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.size = path, size
-        self._source = pa.memory_map(str(path))
-        table = pa.ipc.open_stream(self._source).read_all()
-        self.ids: list[str] = table.column("id").to_pylist()
-        self.frames: list[int] = table.column("frames").to_pylist()
-        self._chunks = table.column("features").chunks
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def frames(self) -> list[int]:
+        """Frames of every row (N,)."""
+        return self.counts
 
     def features(self, row: int) -> np.ndarray:
         """Row -> (T, F) float16, a view of the file."""
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        buffer = self._chunks[chunk][row - int(self._starts[chunk])].as_buffer()
-        return np.frombuffer(buffer, dtype=np.float16).reshape(-1, self.size)
+        return self.values(row)
+
+
+class WaveformTable(ShardTable):
+    """Waveforms of the usable utterances of one split: `ids`, `counts` (N,) in samples and `waveform(i) -> (S,)`."""
+
+    def waveform(self, row: int) -> np.ndarray:
+        """Row -> (S,) float32, full scale 1."""
+        return self.values(row)[:, 0].astype(np.float32) / clips.FULL_SCALE
 
 
 def cached_features(
@@ -59,110 +64,143 @@ def cached_features(
     folder: Path,
     report: DataReport,
     *,
-    max_seconds: float,
+    limits: Limits,
     label: str,
     progress: bool = False,
 ) -> FeatureTable:
-    """The table of these utterances, computed if no file with their key exists.
+    """The table of these utterances; what no shard with their key holds is computed now.
 
-    Clips that cannot be used are excluded in `report` with their reason, each time, whether the file was there or not.
+    Clips that cannot be used are excluded in `report` with their reason, each time, whether the shards were there or
+    not. Raises StorageError where the cache cannot be written.
     """
-    key = _key(utterances, options, max_seconds)
-    path, excluded = folder / f"{label}-{key}.arrow", folder / f"{label}-{key}.excluded.json"
-    if not (path.exists() and excluded.exists()):
+    layout = Layout("features", "frames", extractor.size, "<f2")
+    work = partial(features_of, extractor=extractor, limits=limits)
+    identity = [options, _code(extractor)]
+    return FeatureTable(*_cached(utterances, work, layout, identity, folder, report, limits, label, progress))
+
+
+def cached_waveforms(
+    utterances: Sequence[Utterance],
+    extractor: FeatureExtractor,
+    folder: Path,
+    report: DataReport,
+    *,
+    limits: Limits,
+    label: str,
+    progress: bool = False,
+) -> WaveformTable:
+    """The same for waveforms at the extractor's sample rate; of the extractor, only its rate and lengths count."""
+    layout = Layout("waveform", "samples", 1, "<i2")
+    work = partial(waveform_of, extractor=extractor, limits=limits)
+    identity = [extractor.sample_rate, _shortest(extractor), _code(None)]
+    label += "-waveforms"
+    return WaveformTable(*_cached(utterances, work, layout, identity, folder, report, limits, label, progress))
+
+
+def _cached(
+    utterances: Sequence[Utterance],
+    work: Callable[[Utterance], Outcome],
+    layout: Layout,
+    identity: list[Any],
+    folder: Path,
+    report: DataReport,
+    limits: Limits,
+    label: str,
+    progress: bool,
+) -> tuple[list[Path], Layout, Origin]:
+    key = _key(utterances, [VERSION, layout.__dict__, limits.__dict__, identity])
+    folder = folder / f"{label}-{key}"
+    starts = shards.shard_starts(len(utterances))
+    paths = [shards.shard_path(folder, index) for index in range(len(starts))]
+    ready = sum(len(utterances[start : start + starts.step]) for start, path in zip(starts, paths, strict=True)
+                if shards.is_whole(path))  # fmt: skip
+    started = time.monotonic()
+    if ready < len(utterances) or not (folder / shards.MANIFEST).is_file():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(path, excluded, utterances, extractor, max_seconds, label, progress)
+            with _bar(len(utterances), f"prepare {label}", progress) as bar, _threads() as (pool, workers):
+                shards.write_shards(folder, utterances, work, layout, pool, {"key": key}, workers, bar.update)
         except OSError as error:
-            raise StorageError(
-                f"cannot write the feature cache to {folder} ({error.strerror or error})",
-                fix="free some space, or choose another folder with --data.cache=",
-                reason="cache",
-            ) from error
+            raise storage_error(error, folder) from error
     by_id = {utterance.id: utterance for utterance in utterances}
-    for identity, reason, numbers in json.loads(excluded.read_text(encoding="utf-8")):
-        report.exclude(by_id[identity], reason, **numbers)
-    return FeatureTable(path, extractor.size)
+    for side in shards.read_sides(folder, len(paths)):
+        for name, reason, numbers in side["excluded"]:
+            report.exclude(by_id[name], reason, **numbers)
+        for name, what, numbers in side["notes"]:
+            report.note(what, by_id[name], **numbers)
+    return paths, layout, Origin(folder, len(utterances), ready, time.monotonic() - started)
 
 
-def _key(utterances: Sequence[Utterance], options: dict[str, Any], max_seconds: float) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, options, max_seconds], sort_keys=True).encode())
-    for utterance in utterances:
+@contextlib.contextmanager
+def _threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """As many threads as cores, each with one torch thread.
+
+    Threads because libsndfile and torch let others run while they work: a tenth of a clip's time is Python. Forked
+    processes hang once torch has run, spawned ones take seconds to start and know no plugin of `--plugin`.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool, workers
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _bar(total: int, label: str, progress: bool) -> Iterator[tqdm[Any]]:
+    """A bar on a copy of stderr: while decoders run, what goes to stderr itself is held back (`asrkit.audio`)."""
+    if not progress:
+        yield tqdm(disable=True)
+        return
+    try:
+        stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):  # a notebook's stderr is no file
+        stream = sys.stderr  # type: ignore[assignment]
+    with tqdm(total=total, desc=label, unit="clip", file=stream, leave=False, dynamic_ncols=True) as bar:
+        yield bar
+    if stream is not sys.stderr:
+        stream.close()
+
+
+def _key(utterances: Sequence[Utterance], identity: list[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for u in utterances:
         try:
-            stat = os.stat(utterance.audio)
+            stat = os.stat(u.audio)
             state = (stat.st_size, stat.st_mtime_ns)
         except OSError:
             state = (-1, -1)
-        digest.update(repr((utterance.id, str(utterance.audio), utterance.start, utterance.end, state)).encode())
+        digest.update(repr((u.id, str(u.audio), u.start, u.end, u.seconds, state)).encode())
     return digest.hexdigest()[:16]
 
 
-Outcome = tuple[Utterance, np.ndarray | None, str, dict[str, Any]]
+def _code(extractor: FeatureExtractor | None) -> str:
+    """Hash of the source of everything between a file and its features, the decoder's version included."""
+    import soundfile
+
+    parts: list[Any] = [audio, soundfile_reader, clips, feature_math]
+    if extractor is not None:
+        parts += [cls for module in extractor.modules() for cls in type(module).__mro__ if _is_own(cls)]
+    texts = [soundfile.__libsndfile_version__, torch.__version__, metadata.version("torchaudio")]
+    for part in dict.fromkeys(sys.modules.get(getattr(part, "__module__", ""), part) for part in parts):
+        try:
+            texts.append(inspect.getsource(part))
+        except (OSError, TypeError):  # typed into a notebook or a console
+            texts.append(repr(part))
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def extract(utterance: Utterance, extractor: FeatureExtractor, max_seconds: float) -> Outcome:
-    """One utterance -> its features (T, F) float16, or the reason why there are none, with numbers."""
-    try:
-        audio = read_audio(
-            utterance.audio,
-            extractor.sample_rate,
-            start=utterance.start,
-            end=utterance.end,
-            max_seconds=max_seconds + 0.001,  # one sample more than allowed tells a long clip from a fitting one
-        )
-    except AudioError as error:
-        return utterance, None, error.reason or "not_audio", {"detail": error.what}
-    if audio.seconds > max_seconds:
-        return utterance, None, "too_long", {"max_seconds": max_seconds}
-    samples = torch.from_numpy(audio.samples)
-    with torch.inference_mode():
-        frames, lengths = extractor(samples.unsqueeze(0), torch.tensor([len(samples)]))
-    values = frames[0, : int(lengths[0])].to(torch.float16).numpy()
-    if len(values) == 0:
-        return utterance, None, "too_short", {"seconds": round(audio.seconds, 4)}
-    if not np.isfinite(values).all():
-        return utterance, None, "nonfinite", {"seconds": round(audio.seconds, 4)}
-    return utterance, values, "", {}
+def _is_own(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] not in ("builtins", "torch")
 
 
-def _write(
-    path: Path,
-    excluded_path: Path,
-    utterances: Sequence[Utterance],
-    extractor: FeatureExtractor,
-    max_seconds: float,
-    label: str,
-    progress: bool,
-) -> None:
-    """Extract in threads (decoders and torch release the lock), write in order, rename when whole."""
-    threads = min(os.cpu_count() or 1, 16)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    excluded: list[tuple[str, str, dict[str, Any]]] = []
-    schema = pa.schema([("id", pa.string()), ("frames", pa.int32()), ("features", pa.large_binary())])
-    bar = tqdm(total=len(utterances), desc=f"features {label}", unit="clip", disable=not progress, leave=False)
-    work: Callable[[Utterance], Outcome] = lambda utterance: extract(utterance, extractor, max_seconds)  # noqa: E731
-    try:
-        with (
-            ThreadPoolExecutor(threads) as pool,
-            pa.OSFile(str(temporary), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as writer,
-            bar,
-        ):
-            for chunk in _chunks(utterances, 64):
-                rows = []
-                for utterance, values, reason, numbers in pool.map(work, chunk):
-                    bar.update()
-                    if values is None:
-                        excluded.append((utterance.id, reason, numbers))
-                    else:
-                        rows.append((utterance.id, len(values), values.tobytes()))
-                if rows:
-                    writer.write(pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=schema))
-        os.replace(temporary, path)
-        excluded_path.write_text(json.dumps(excluded), encoding="utf-8")
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _chunks(items: Sequence[Utterance], size: int) -> Iterable[Sequence[Utterance]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _shortest(extractor: FeatureExtractor) -> int:
+    """The fewest samples that make a frame: what `too_short` is judged by."""
+    low, high = 0, 1
+    while extractor.num_frames(high) == 0:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if extractor.num_frames(middle) else (middle, high)
+    return high

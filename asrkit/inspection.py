@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit import registry
+from asrkit.errors import RecipeError
 from asrkit.layers import Chain, FrameWise
 from asrkit.model import build_model, parameter_count
 
@@ -23,12 +24,20 @@ def describe_model(recipe: dict[str, Any], labels: int | None, seconds: float) -
         alphabet = registry.load("text", recipe["text"]["rules"])().alphabet
         labels = len(alphabet) + 1 if alphabet else 29
     model = build_model(recipe, labels).eval()
+    if model.acoustic.cmvn.mode == "global":  # there is no data to fit it to, and the shapes do not depend on it
+        model.acoustic.cmvn.frames.fill_(1)
     rows: list[Row] = []
 
     def note(name: str, module: nn.Module) -> None:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            assert isinstance(tensor, Tensor)
+            if not isinstance(tensor, Tensor):
+                raise RecipeError(
+                    f"{name} ({type(module).__name__}) returns a {type(tensor).__name__}",
+                    possible="a tensor (1, T, C), or a tuple that begins with one",
+                    fix="see the contract of asrkit.Encoder",
+                    reason="encoder_contract",
+                )
             rows.append({"layer": name, "shape": str(tuple(tensor.shape)), "parameters": parameter_count(module)})
 
         module.register_forward_hook(hook)

@@ -7,11 +7,13 @@ in the padding, and how much of it there is, changes no real frame.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from asrkit.errors import RecipeError
+from asrkit.errors import RecipeError, nearest
 from asrkit.masking import zero_padding
 
 
@@ -42,6 +44,8 @@ class Linear(Layer):
 
     def __init__(self, input_size: int, size: int, bias: bool = True) -> None:
         super().__init__()
+        _check_whole("linear", size=size)
+        _check_flag("linear", bias=bias)
         self.linear = nn.Linear(input_size, size, bias=bias)
         self.output_size = size
 
@@ -54,7 +58,8 @@ class Conv(Layer):
 
     The features of a frame are frequency-major with the channel running fastest, which is the memory order that 2-D
     convolutions run best in, so no copy is made between layers. `kernel`, `stride` and `padding` are one integer or
-    [time, frequency]; padding defaults to (kernel - 1) // 2. T' = (T + 2 padding - kernel) // stride + 1.
+    [time, frequency]; padding defaults to (kernel - 1) // 2. T' = (T + 2 padding - kernel) // stride + 1, and 0
+    for T = 0.
     """
 
     def __init__(
@@ -68,9 +73,11 @@ class Conv(Layer):
         input_channels: int = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride = _pair(kernel, "kernel"), _pair(stride, "stride")
+        _check_whole("conv", channels=channels)
+        self.kernel, self.stride = _pair(kernel, "kernel", 1), _pair(stride, "stride", 1)
         same = [(k - 1) // 2 for k in self.kernel]
-        self.padding = _pair(same if padding is None else padding, "padding")
+        self.padding = _pair(same if padding is None else padding, "padding", 0)
+        self._check_padding()
         self.conv = nn.Conv2d(input_channels, channels, self.kernel, self.stride, self.padding)
         self.input_channels, self.channels = input_channels, channels
         bands = (input_size // input_channels + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
@@ -82,11 +89,23 @@ class Conv(Layer):
             )
         self.output_size = bands * channels
 
+    def _check_padding(self) -> None:
+        if any(p >= k for p, k in zip(self.padding, self.kernel, strict=True)):
+            raise RecipeError(
+                f"conv: padding {list(self.padding)} with kernel {list(self.kernel)}",
+                possible="less than the kernel, or there are outputs that see nothing but padding",
+                reason="layer_option",
+            )
+
     def num_frames(self, frames: Any) -> Any:
         out = (frames + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
-        return out.clamp(min=0) if isinstance(out, Tensor) else max(out, 0)
+        if isinstance(out, Tensor):
+            return out.clamp(min=0) * (frames > 0)
+        return max(out, 0) if frames > 0 else 0  # whatever the padding: nothing comes of an empty utterance
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if is_empty(self.num_frames(x.shape[1])):  # shorter than the kernel: no frame, and torch refuses it
+            return x.new_zeros(x.shape[0], 0, self.output_size), self.num_frames(lengths)
         x = zero_padding(x, lengths)
         x = x.unflatten(-1, (-1, self.input_channels)).permute(0, 3, 1, 2)  # (B, C, T, F), channels last in memory
         y = self.conv(x).permute(0, 2, 3, 1).flatten(2)
@@ -102,6 +121,8 @@ class Context(Layer):
 
     def __init__(self, input_size: int, left: int = 0, right: int = 0, stride: int = 1) -> None:
         super().__init__()
+        _check_whole("context", 0, left=left, right=right)
+        _check_whole("context", stride=stride)
         self.left, self.right, self.stride = left, right, stride
         self.output_size = input_size * (left + 1 + right)
 
@@ -109,6 +130,8 @@ class Context(Layer):
         return (frames + self.stride - 1) // self.stride
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if is_empty(x.shape[1]):
+            return x.new_zeros(x.shape[0], 0, self.output_size), lengths
         x = nn.functional.pad(zero_padding(x, lengths), (0, 0, self.left, self.right))
         windows = x.unfold(1, self.left + 1 + self.right, self.stride)  # (B, T', C, window)
         return windows.transpose(2, 3).flatten(2), self.num_frames(lengths)
@@ -140,10 +163,13 @@ class Residual(Layer):
     def __init__(self, chain: Chain, input_size: int, channels: int = 1) -> None:
         super().__init__()
         self.chain, self.output_size, self.channels = chain, input_size, channels
-        if chain.output_size != input_size or chain.num_frames(1000) != 1000:
+        frames = torch.arange(1001)
+        kept = chain.num_frames(frames) == frames
+        if chain.output_size != input_size or not bool(kept.all()):
+            count = 1000 if bool(kept.all()) else int(frames[~kept].max())
             raise RecipeError(
-                f"residual: its layers map {input_size} features to {chain.output_size} and 1000 frames to "
-                f"{chain.num_frames(1000)}",
+                f"residual: its layers map {input_size} features to {chain.output_size} and {count} frames to "
+                f"{chain.num_frames(count)}",
                 possible="layers that keep both",
                 fix="move the layer that changes them out of the residual",
                 reason="residual_size",
@@ -170,10 +196,56 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def _pair(value: int | list[int], name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
+def make_activation(name: str, options: dict[str, Any]) -> nn.Module:
+    """The activation `name` of ACTIVATIONS; RecipeError for options that would fail, or act, only in training."""
+    slope, approximate = options.get("negative_slope", 0.0), options.get("approximate", "none")
+    if isinstance(slope, bool) or not isinstance(slope, int | float) or not math.isfinite(slope):
+        raise RecipeError(f"{name}: negative_slope = {slope!r}", possible="a number", reason="layer_option")
+    if approximate not in ("none", "tanh"):
         raise RecipeError(
-            f"conv: {name} = {value!r}", possible="an integer, or [time, frequency]", reason="layer_option"
+            f"{name}: approximate = {approximate!r}",
+            possible=nearest(str(approximate), ("none", "tanh")),
+            reason="layer_option",
         )
-    return pair  # type: ignore[return-value]
+    return ACTIVATIONS[name](**options)
+
+
+def make_dropout(p: float = 0.5) -> nn.Dropout:
+    """Each number 0 with probability `p` in training, the others divided by 1 - p. Raises RecipeError."""
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
+        raise RecipeError(f"dropout: p = {p!r}", possible="a number from 0 and below 1", reason="layer_option")
+    return nn.Dropout(p)
+
+
+def is_empty(frames: Any) -> bool:
+    """Whether a batch has no frames at all, which torch's layers refuse; never asked in a trace."""
+    return not torch.jit.is_tracing() and frames == 0  # it would keep the answer for all lengths
+
+
+def _is_whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _check_whole(layer: str, low: int = 1, **options: Any) -> None:
+    for name, value in options.items():
+        if not _is_whole(value, low):
+            raise RecipeError(
+                f"{layer}: {name} = {value!r}", possible=f"a whole number from {low}", reason="layer_option"
+            )
+
+
+def _check_flag(layer: str, **options: Any) -> None:
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise RecipeError(f"{layer}: {name} = {value!r}", possible="true or false", reason="layer_option")
+
+
+def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(_is_whole(v, low) for v in pair):
+        raise RecipeError(
+            f"conv: {name} = {value!r}",
+            possible=f"a whole number from {low}, or two of them as [time, frequency]",
+            reason="layer_option",
+        )
+    return pair

@@ -4,7 +4,7 @@ means."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +31,10 @@ class Meter:
     word_errors: int = 0
     updates: int = 0
     grad_norm: float = 0.0
+    layer_norms: dict[str, float] = field(default_factory=dict)
+    lr: float = 0.0
     refused: int = 0
+    skipped: int = 0
 
     def add_loss(self, nll: Tensor, labels: int, frames: int) -> None:
         """One batch: nll (B,) in nats."""
@@ -56,14 +59,20 @@ class Meter:
             self.word_errors += words.total
             self.empty += not hypothesis
 
-    def add_update(self, grad_norm: float) -> None:
-        """One optimizer step with the gradient norm before clipping."""
+    def add_update(self, grad_norm: float, by_layer: dict[str, float], lr: float) -> None:
+        """One optimizer step: gradient norms before clipping, of all and of each layer, and its learning rate."""
         self.updates += 1
         self.grad_norm += grad_norm
+        for layer, norm in by_layer.items():
+            self.layer_norms[layer] = self.layer_norms.get(layer, 0.0) + norm
+        self.lr = lr
 
-    def summary(self) -> dict[str, float | int]:
-        """loss: nats per label. cer, wer: corpus rates. blank, empty: shares of frames and of utterances."""
-        figures: dict[str, float | int] = {
+    def summary(self) -> dict[str, Any]:
+        """loss: nats per label. cer, wer: corpus rates. blank, empty: shares of frames and of utterances.
+
+        grad_norm, grad_norm_by_layer: means over the updates. lr: of the last update.
+        """
+        figures: dict[str, Any] = {
             "loss": self.nll / max(self.labels, 1),
             "cer": self.character_errors / max(self.characters, 1),
             "wer": self.word_errors / max(self.words, 1),
@@ -73,9 +82,12 @@ class Meter:
             "frames": self.frames,
         }
         if self.updates:
-            figures |= {"grad_norm": self.grad_norm / self.updates, "updates": self.updates}
+            figures |= {"grad_norm": self.grad_norm / self.updates, "updates": self.updates, "lr": self.lr}
+            figures["grad_norm_by_layer"] = {name: norm / self.updates for name, norm in self.layer_norms.items()}
         if self.refused:
             figures["refused_batches"] = self.refused
+        if self.skipped:
+            figures["skipped_updates"] = self.skipped
         return figures
 
     def state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from asrkit import registry
 from asrkit.augment import SpecAugment
 from asrkit.ctc import CTCHead
 from asrkit.encoders import Encoder, NormOptions
-from asrkit.errors import RecipeError
+from asrkit.errors import AsrkitError, RecipeError
 from asrkit.features import CMVN, FeatureExtractor
 
 
@@ -52,8 +52,10 @@ class CTCModel(nn.Module):
     @property
     def frame_seconds(self) -> float:
         """Seconds between two output frames."""
-        frames = 10_000
-        return self.features.frame_seconds * frames / self.acoustic.encoder.num_frames(frames)
+        # A difference, so that edges do not count, over a number of frames that every product of usual strides divides.
+        start = 720720
+        frames, count = start**2, self.acoustic.encoder.num_frames
+        return self.features.frame_seconds * (frames / (count(start + frames) - count(start)))
 
 
 def build_features(recipe: dict[str, Any]) -> FeatureExtractor:
@@ -63,17 +65,35 @@ def build_features(recipe: dict[str, Any]) -> FeatureExtractor:
     return _construct("features", section["name"], sample_rate=recipe["data"]["sample_rate"], **options)
 
 
+CONTRACT = "a subclass of asrkit.Encoder: forward(x (B, T, F), lengths (B,)), num_frames(T), output_size = D"
+
+
+def encoder_class(name: str) -> type[Encoder]:
+    """The class registered as encoder `name`. Raises RecipeError (`encoder_contract`) if it is no asrkit.Encoder."""
+    cls = registry.load("encoders", name)
+    if not (isinstance(cls, type) and issubclass(cls, Encoder)):
+        raise RecipeError(f"encoders: {name} is {cls!r}", possible=CONTRACT, reason="encoder_contract")
+    return cls
+
+
 def build_encoder(recipe: dict[str, Any], input_size: int) -> Encoder:
-    """The encoder plugin that the recipe names, over its `layers:`."""
+    """The encoder plugin that the recipe names, over its `layers:`.
+
+    Raises RecipeError (`encoder_contract`) for a class that is no Encoder or has no output size, `plugin_option` for
+    options that it does not take, `broken_plugin` for any other exception of its constructor.
+    """
+    cls = encoder_class(recipe["encoder"])
     norm = {key: value for key, value in recipe["norm"].items() if key != "batch"}
-    encoder = _construct(
-        "encoders",
-        recipe["encoder"],
-        input_size=input_size,
-        layers=recipe.get("layers") or [],
-        norm=NormOptions(**norm),
-    )
-    assert isinstance(encoder, Encoder)
+    layers = recipe.get("layers") or []
+    encoder = _construct("encoders", recipe["encoder"], input_size=input_size, layers=layers, norm=NormOptions(**norm))
+    size = getattr(encoder, "output_size", None)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise RecipeError(
+            f"encoders: {recipe['encoder']} ({cls.__module__}.{cls.__qualname__}) has output_size = {size!r}",
+            possible=CONTRACT,
+            fix="set output_size in its __init__",
+            reason="encoder_contract",
+        )
     return encoder
 
 
@@ -92,13 +112,22 @@ def build_model(recipe: dict[str, Any], num_labels: int) -> CTCModel:
 
 def _construct(kind: str, name: str, **options: Any) -> Any:
     cls = registry.load(kind, name)
+    full_name = f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
     try:
         return cls(**options)
+    except AsrkitError:
+        raise
     except TypeError as error:
         raise RecipeError(
             f"{kind}: {name} does not take these options ({error})",
-            fix=f"see `help({cls.__module__}.{cls.__qualname__})` for what it takes",
+            fix=f"see `help({full_name})` for what it takes",
             reason="plugin_option",
+        ) from error
+    except Exception as error:
+        raise RecipeError(
+            f"{kind}: {name} ({full_name}) cannot be built: {type(error).__name__}: {error}",
+            fix="mend or leave out the plugin; with --debug you see where it fails",
+            reason="broken_plugin",
         ) from error
 
 

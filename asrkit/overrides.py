@@ -86,7 +86,11 @@ def apply_option(root: Node, path: str, text: str, known: Mapping[str, Any] | No
 def set_value(
     root: Node, parts: Sequence[str], value: Node, given: str, known: Mapping[str, Any] | None = None
 ) -> None:
-    """Replace what lies at `parts`; a mapping is merged into a mapping key by key, so that none is lost or invented."""
+    """Replace what lies at `parts`.
+
+    A mapping is merged into a mapping key by key, so that none is lost or invented; a section that the schema leaves
+    free is replaced whole.
+    """
     parent, schema = root, known or {}
     for depth, part in enumerate(parts[:-1]):
         parent = _child(parent, part, parts[:depth], given, schema)
@@ -96,8 +100,8 @@ def set_value(
     if schema.get(last) is ANY and isinstance(parent.value, dict) and not parent.tag:
         parent.value.setdefault(last, value)
     old = _child(parent, last, parts[:-1], given, schema)
-    switched_off = schema.get(last) is ANY and value.value is None and not value.tag  # --spec_augment=null
-    if old is not value and isinstance(old.value, dict) and not old.tag and not switched_off:
+    whole = schema.get(last) is ANY  # --spec_augment=null, --features.options='{size: 40}': a free section is replaced
+    if old is not value and isinstance(old.value, dict) and not old.tag and not whole:
         if not isinstance(value.value, dict):
             raise RecipeError(
                 f"{given}: {dotted(parts)} is a section",

@@ -7,46 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch.utils.data import Dataset
-
 from asrkit import registry
-from asrkit.corpus import Utterance, open_corpus
+from asrkit.clips import Limits
+from asrkit.corpus import Utterance, fetch, open_data
 from asrkit.ctc import required_frames
 from asrkit.errors import DataError
-from asrkit.feature_cache import FeatureTable, cached_features
+from asrkit.feature_cache import FeatureTable, WaveformTable, cached_features, cached_waveforms
 from asrkit.model import CTCModel, build_model
+from asrkit.perturb import build_perturbation, num_samples
 from asrkit.selection import DataReport, Leakage, leakage, normalized, select_texts, split_hash
+from asrkit.splits import AugmentedSplit, Split
+from asrkit.subset import subset
 from asrkit.text import fit_tokenizer
 
+__all__ = ["Prepared", "Split", "prepare"]
+
 TABLES = (".tsv", ".csv", ".jsonl")
-
-
-@dataclass(frozen=True)
-class Split(Dataset[tuple[int, str, np.ndarray, Sequence[int]]]):
-    """The usable utterances of one split: item i is (i, id, features (T, F) float16, labels)."""
-
-    name: str
-    utterances: list[Utterance]
-    texts: list[str]
-    labels: list[list[int]]
-    table: FeatureTable
-    rows: list[int]
-    hash: str
-
-    @property
-    def frames(self) -> list[int]:
-        """Feature frames of every utterance (N,)."""
-        return [self.table.frames[row] for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, str, np.ndarray, Sequence[int]]:
-        return index, self.utterances[index].id, self.table.features(self.rows[index]), self.labels[index]
+LONGEST_TEST = 1e4  # seconds: what is scored must not depend on what training takes
 
 
 @dataclass(frozen=True)
@@ -61,44 +43,44 @@ class Prepared:
 
 
 def prepare(
-    recipe: dict[str, Any], wanted: Sequence[str] = ("train", "dev"), *, tokenizer: Any = None, progress: bool = False
+    recipe: dict[str, Any],
+    wanted: Sequence[str] = ("train", "dev"),
+    *,
+    tokenizer: Any = None,
+    report: DataReport | None = None,
+    progress: bool = False,
 ) -> Prepared:
     """Read the splits of `data:` named in `wanted` (keys: train, dev, test), fit the tokenizer on train, build the
     model.
 
-    A tokenizer that is given (a trained model's) is used as it is. Raises DataError (exit 3) when a split has no usable
-    utterance, when more than `data.max_bad` of it was excluded, and when splits share speakers or audio.
+    A tokenizer that is given (a trained model's) is used as it is; a report that is given is filled even if this
+    raises. The test split keeps clips that the loss could not take: what is scored must not depend on the model. Raises
+    DataError (exit 3) when a split has no usable utterance, when more than `data.max_bad` of it was excluded, and when
+    splits share speakers or audio.
     """
     data = recipe["data"]
-    report = DataReport()
+    report = DataReport() if report is None else report
     rules = registry.load("text", recipe["text"]["rules"])()
     named = {key: data[key] for key in ("train", "dev", "test") if data[key]}
     files = {key: name for key, name in named.items() if Path(name).suffix in TABLES}
-    corpus = open_corpus(_root(data["root"]), data["format"], column=data["column"], report=report, **files)
+    corpus = open_data(data, report, progress)
     # All tables are read, cheap as they are: leakage between splits is an error even if only one of them is used.
     tables = {key: corpus.read(key if key in files else name) for key, name in named.items()}
     shared = leakage(tables, rules)
     shared.check(data["allow_shared_speakers"])
+    if "train" in tables and (tokenizer is None or "train" in wanted):
+        tables["train"] = subset(tables["train"], data["hours"], data["subset_seed"], fetch=partial(fetch, corpus))
     if tokenizer is None:
         tokenizer = _fit(recipe, tables["train"], rules)
     model = build_model(recipe, tokenizer.size)
+    model.features.eval()  # no dither in what is cached
+    chosen = {key: _choose(key, tables[key], recipe, rules, tokenizer) for key in wanted if key in tables}
+    fetch(corpus, [utterance for pairs, _ in chosen.values() for utterance, _ in pairs])  # an archive is read once
     splits = {
-        key: _split(key, tables[key], recipe, rules, tokenizer, model, report, progress)
-        for key in wanted
-        if key in tables
+        key: _split(key, len(tables[key]), pairs, found, recipe, tokenizer, model, report, progress)
+        for key, (pairs, found) in chosen.items()
     }
     return Prepared(splits, tokenizer, model, report, shared)
-
-
-def _root(root: str | None) -> str:
-    if root is None:
-        raise DataError(
-            "data.root is not set: where is the speech?",
-            possible="the folder of a Common Voice language (clips/, train.tsv, ...), or of a manifest",
-            fix="--data.root=.../cv-corpus-.../es, or make a synthetic corpus with `asrkit data synth`",
-            reason="missing_corpus",
-        )
-    return root
 
 
 def _fit(recipe: dict[str, Any], utterances: list[Utterance], rules: Any) -> Any:
@@ -108,36 +90,35 @@ def _fit(recipe: dict[str, Any], utterances: list[Utterance], rules: Any) -> Any
     return fit_tokenizer(section["tokenizer"], texts, section.get("options") or {}, rules)
 
 
+def _choose(
+    key: str, table: list[Utterance], recipe: dict[str, Any], rules: Any, tokenizer: Any
+) -> tuple[list[tuple[Utterance, str]], DataReport]:
+    """The utterances of a split with their texts, up to `max_utterances`, and what was left out."""
+    text, found = recipe["text"], DataReport()
+    chosen = select_texts(table, rules, tokenizer, text["unknown"], text.get("map") or {}, found)
+    limit = recipe["data"]["max_utterances"] if key == "train" else None
+    return chosen[: int(limit)] if limit else chosen, found
+
+
 def _split(
     key: str,
-    table: list[Utterance],
+    total: int,
+    chosen: list[tuple[Utterance, str]],
+    found: DataReport,
     recipe: dict[str, Any],
-    rules: Any,
     tokenizer: Any,
     model: CTCModel,
     report: DataReport,
     progress: bool,
 ) -> Split:
-    data, text = recipe["data"], recipe["text"]
+    """total: rows of the split's table; found: what `_choose` has left out."""
+    data = recipe["data"]
     limit = data["max_utterances"] if key == "train" else None
-    found = DataReport()
-    chosen = select_texts(table, rules, tokenizer, text["unknown"], text.get("map") or {}, found)
-    if limit:
-        chosen = chosen[: int(limit)]
-    features = cached_features(
-        [utterance for utterance, _ in chosen],
-        model.features,
-        {"features": recipe["features"], "sample_rate": data["sample_rate"]},
-        Path(data["cache"]),
-        found,
-        max_seconds=float(data["max_seconds"]) if key != "test" else 1e4,
-        label=key,
-        progress=progress,
-    )
-    kept = _feasible({pair[0].id: pair for pair in chosen}, features, tokenizer, model, found)
+    table = _table(key, [utterance for utterance, _ in chosen], recipe, model, found, progress)
+    kept = _feasible({pair[0].id: pair for pair in chosen}, table, tokenizer, model, found, score=key == "test")
     report.counts += found.counts
     report.lines += found.lines
-    found.check_limit(float(data["max_bad"]), len(table))
+    found.check_limit(float(data["max_bad"]), min(total, limit or total))
     if not kept:
         raise DataError(
             f"split {data[key]!r} of {data['root']} has no usable utterance ({found.summary()})",
@@ -145,24 +126,60 @@ def _split(
             reason="empty_split",
         )
     rows, utterances, texts, labels = (list(column) for column in zip(*kept, strict=True))
-    return Split(key, utterances, texts, labels, features, rows, split_hash(utterances))
+    parts = (key, utterances, texts, labels, table, rows, split_hash(utterances))
+    perturbation = build_perturbation(recipe)
+    if isinstance(table, FeatureTable) or perturbation is None:
+        return Split(*parts)
+    allowed = [
+        _allowed(table.counts[row], ids, perturbation.speeds, model) for row, ids in zip(rows, labels, strict=True)
+    ]
+    return AugmentedSplit(*parts, model.features, perturbation, allowed)
+
+
+def _table(
+    key: str, utterances: list[Utterance], recipe: dict[str, Any], model: CTCModel, found: DataReport, progress: bool
+) -> FeatureTable | WaveformTable:
+    """Features, or the waveforms of a train split whose waveforms are augmented."""
+    data = recipe["data"]
+    longest = LONGEST_TEST if key == "test" else float(data["max_seconds"])
+    limits = Limits(longest, data["on_truncated"])
+    folder = Path(data["cache"])
+    if key == "train" and build_perturbation(recipe) is not None:
+        return cached_waveforms(utterances, model.features, folder, found, limits=limits, label=key, progress=progress)
+    options = {"features": recipe["features"], "sample_rate": data["sample_rate"]}
+    return cached_features(
+        utterances, model.features, options, folder, found, limits=limits, label=key, progress=progress
+    )
+
+
+def _allowed(samples: int, labels: list[int], speeds: Sequence[Fraction], model: CTCModel) -> int:
+    """How many of the speeds, the slowest first, leave frames enough for the labels."""
+    needed = required_frames(labels)
+    return sum(model.num_frames(num_samples(samples, speed)) >= needed for speed in speeds)
 
 
 def _feasible(
     chosen: dict[str, tuple[Utterance, str]],
-    features: FeatureTable,
+    table: FeatureTable | WaveformTable,
     tokenizer: Any,
     model: CTCModel,
     report: DataReport,
+    score: bool,
 ) -> list[tuple[int, Utterance, str, list[int]]]:
-    """Rows whose encoder frames can carry their labels; the others are excluded with the numbers that say why."""
+    """Rows whose encoder frames can carry their labels; the others are excluded with the numbers that say why.
+
+    Where only the score counts they stay, and are noted.
+    """
     kept = []
-    for row, (identity, frames) in enumerate(zip(features.ids, features.frames, strict=True)):
+    for row, (identity, count) in enumerate(zip(table.ids, table.counts, strict=True)):
         utterance, text = chosen[identity]
         labels = tokenizer.encode(text)
+        frames = count if isinstance(table, FeatureTable) else model.features.num_frames(count)
         available, needed = model.acoustic.encoder.num_frames(frames), required_frames(labels)
-        if available < needed:
+        if available < needed and not score:
             report.exclude(utterance, "too_short_for_ctc", frames=available, needed=needed, labels=len(labels))
         else:
+            if available < needed:
+                report.note("too_short_for_ctc", utterance, frames=available, needed=needed, labels=len(labels))
             kept.append((row, utterance, text, labels))
     return kept

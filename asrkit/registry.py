@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from asrkit.errors import RecipeError, nearest
+from asrkit.errors import AsrkitError, RecipeError, nearest
 
 API = 1
 KINDS = ("audio", "corpora", "text", "tokenizers", "features", "encoders", "decoders")
@@ -139,7 +140,10 @@ def register_encoder(name: str) -> Callable[[type], type]:
 
 
 def load_plugin_file(path: str | Path) -> None:
-    """Run a Python file given by `--plugin file.py`; its decorators register what it defines."""
+    """Run a Python file given by `--plugin file.py`; its decorators register what it defines.
+
+    Raises RecipeError (`plugin_file`) with file and line for a file that does not run; it then registers nothing.
+    """
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"--plugin {path}: no such file", fix="give the path of a Python file", reason="plugin_file")
@@ -148,5 +152,27 @@ def load_plugin_file(path: str | Path) -> None:
     if spec is None or spec.loader is None:
         raise RecipeError(f"--plugin {path}: not a Python file", fix="give a .py file", reason="plugin_file")
     module = importlib.util.module_from_spec(spec)
+    before = dict(_registered)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        _registered.clear()  # half a file must leave no names behind
+        _registered.update(before)
+        if isinstance(error, AsrkitError) or not isinstance(error, Exception | SystemExit):
+            raise  # says what to do already; or it is the user, pressing Ctrl-C
+        raise RecipeError(
+            f"--plugin {_place(path, error)}: {type(error).__name__}: {error}",
+            fix="mend the file; with --debug you see the whole traceback",
+            reason="plugin_file",
+        ) from error
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """`file:line` of the plugin's own line that was running (or could not be read) when the error came up."""
+    here, frames = path.resolve(), traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == here]
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == here:
+        lines.append(error.lineno)
+    return f"{path}:{lines[-1]}" if lines else str(path)

@@ -7,7 +7,7 @@ is on the same curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
 from typing import Any
 
 import torch
@@ -72,11 +72,25 @@ def make_optimizer(modules: nn.Module, options: dict[str, Any]) -> torch.optim.O
     return OPTIMIZERS[name]([g for g in groups if g["params"]], lr=float(options["lr"]), **extra)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
-    """One norm over all parameters of all groups; scaled down to `limit` where it is larger. Returns the norm
-    before."""
-    parameters = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def clip_gradients(modules: nn.Module, limit: float | None) -> tuple[float, dict[str, float]]:
+    """One norm over all parameters of all groups, scaled down to `limit` where it is larger.
+
+    Returns the norms before: of all, and of each layer that has parameters of its own.
+    """
+    named = [(name, p) for name, p in modules.named_parameters() if p.grad is not None]
+    norms = torch.stack(list(torch._foreach_norm([p.grad for _, p in named if p.grad is not None]))).double().cpu()
+    squares: dict[str, float] = {}
+    for (name, _), norm in zip(named, norms.tolist(), strict=True):
+        layer = layer_of(name)
+        squares[layer] = squares.get(layer, 0.0) + norm * norm
+    total = norms.norm()
     if limit:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return float(norm)
+        torch.nn.utils.clip_grads_with_norm_([p for _, p in named], limit, total.float())
+    return float(total), {layer: math.sqrt(square) for layer, square in squares.items()}
+
+
+def layer_of(parameter: str) -> str:
+    """The layer of a recipe's stack that a parameter belongs to: `acoustic.encoder.stack.layers.3.norm.weight` ->
+    `3`."""
+    places = re.findall(r"\blayers\.(\d+)", parameter.partition(".recurrent.")[0])
+    return ".".join(places) if places else "ctc" if ".head." in f".{parameter}" else parameter.rpartition(".")[0]

@@ -12,14 +12,20 @@ SCHEMA: dict[str, Any] = {
     "seed": 1,
     "layers": ANY,
     "data": {
-        "root": None,  # folder of a Common Voice release's language, or of a manifest
-        "format": None,  # recognized from the folder; or a name of kind `corpora`
+        "root": None,  # Common Voice (folder or .tar.gz), manifest, audio + text files, Parquet, Hub dataset OWNER/NAME
+        "format": None,  # recognized from what lies there; or a name of kind `corpora`
+        "language": None,  # which folder of an archive, or configuration of a Hub dataset, where there are several
         "train": "train",  # names of splits (Common Voice) or of files (manifests)
         "dev": "dev",
         "test": "test",
-        "column": None,  # the transcript's column in a manifest
-        "max_utterances": None,  # the first N usable clips of the train split
+        "column": None,  # the transcript's column in a manifest or in Parquet
+        "reported": "keep",  # Common Voice: drop leaves out sentences that readers have reported
+        "segments": "all",  # Common Voice: no_benchmark leaves out the one-word Benchmark prompts
+        "hours": None,  # of the train split, as a nested subset (asrkit.subset); null: all of it
+        "subset_seed": 0,  # another seed, another subset; `seed` does not change it
+        "max_utterances": None,  # the first N clips of the train split
         "max_seconds": 20.0,  # longer clips are excluded from training, counted
+        "on_truncated": "drop",  # clips shorter or longer than they claim to be: drop (counted), keep (what is there)
         "max_bad": 0.05,  # more than this share of unusable clips is an error
         "allow_shared_speakers": False,
         "sample_rate": 16000,
@@ -34,6 +40,11 @@ SCHEMA: dict[str, Any] = {
     },
     "features": {"name": "fbank", "options": ANY},
     "cmvn": {"mode": "utterance", "std": True},
+    "augment": {  # of train waveforms; features are then computed in every epoch anew (asrkit.perturb)
+        "speed": None,  # speeds to draw from, such as [0.9, 1.0, 1.1]
+        "noise": {"share": 0.0, "snr_db": [10, 30], "folder": None},  # folder null: generated, white to pink
+        "gain_db": None,  # [low, high]
+    },
     "spec_augment": ANY,  # null, or the options of SpecAugment
     "norm": {
         "eps": 1e-5,

@@ -31,11 +31,18 @@ REASONS = {
     "truncated": "less audio than the header or the corpus says",
     "nonfinite": "NaN or infinite samples",
     "bad_scale": "samples far outside -1..1",
+    "silent": "no energy: peak below -60 dB of full scale",
+    "no_samples": "no audio in the file, or between start and end",
+    "needs_pyav": "m4a, mp4 or alike, which needs PyAV",
+    "too_short": "shorter than one frame",
     "too_short_for_ctc": "fewer frames than labels + repeats",
     "too_long": "longer than the recipe allows",
     "empty_text": "no text left after normalization",
     "unknown_character": "characters outside the alphabet",
     "duplicate": "the same row twice",
+    "reported": "sentence reported by readers, left out by data.reported",
+    "benchmark": "Benchmark segment, left out by data.segments",
+    "no_text": "audio without a text file beside it",
 }
 POLICIES = ("error", "drop", "map")
 
@@ -182,6 +189,27 @@ def split_hash(utterances: Iterable[Utterance]) -> str:
     """sha256 over the sorted (id, sentence, speaker) of a split, as hex digits; the order of rows does not matter."""
     lines = sorted(json.dumps([u.id, u.text, u.speaker]) for u in utterances)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def compare_hashes(figures_a: Mapping[str, Any], figures_b: Mapping[str, Any]) -> str | None:
+    """Why the scores of two evaluations cannot be compared, in one line; None if they can.
+
+    Takes what `asrkit evaluate` writes (`split`, `split_hash`, `utterances`, `text_rules`). Two scores compare if they
+    are of the same utterances, sentences and speakers, normalized by the same rules; the split's name is not asked.
+    """
+    hashes = [str(figures.get("split_hash") or "") for figures in (figures_a, figures_b)]
+    if not all(hashes):
+        return "one of the two scores does not say of which utterances it is (no split_hash)"
+    if hashes[0] != hashes[1]:
+        sides = [
+            f"{figures.get('split', 'split')} {one[:12]} ({figures.get('utterances', '?')} utterances)"
+            for figures, one in zip((figures_a, figures_b), hashes, strict=True)
+        ]
+        return f"the two scores are of different data: {sides[0]} and {sides[1]}"
+    rules = [figures.get("text_rules") for figures in (figures_a, figures_b)]
+    if rules[0] != rules[1]:
+        return f"the two scores are of texts by different rules: {rules[0]} and {rules[1]}"
+    return None
 
 
 @dataclass(frozen=True)

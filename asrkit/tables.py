@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asrkit.errors import DataError, StorageError, nearest
+from asrkit.errors import DataError, StorageError, TrustError, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 BOM = "\ufeff"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """One row: where it stands (lines count from 1) and its cells by column name."""
+    """One row: where it stands (lines count from 1), its columns and their cells.
+
+    `cells` is the dict of both; a reader of hundreds of thousands of rows takes `values` by their places instead.
+    """
 
     file: Path
     line: int
-    cells: dict[str, str]
+    names: list[str]
+    values: list[str]
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The cells by column name."""
+        return dict(zip(self.names, self.values, strict=True))
 
     @property
     def place(self) -> str:
@@ -34,7 +44,7 @@ class Row:
 
     def number(self, column: str) -> float | None:
         """The cell as a finite number that is not negative; None where the column is absent or empty."""
-        cell = self.cells.get(column, "")
+        cell = self.values[self.names.index(column)] if column in self.names else ""
         if not cell:
             return None
         try:
@@ -71,7 +81,7 @@ def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[Row]:
                 reason="bad_row",
             )
         else:
-            yield Row(path, line, dict(zip(header, cells, strict=True)))
+            yield Row(path, line, header, cells)
 
 
 def read_header(path: Path) -> list[str]:
@@ -82,6 +92,36 @@ def read_header(path: Path) -> list[str]:
             return list(_json_row(path, line, text, ()).cells)
         return [cell.strip() for cell in split(text, line)]
     return []
+
+
+def header_or_nothing(path: Path) -> list[str]:
+    """The column names, none where there is no such table; a defect is for reading to report."""
+    try:
+        return read_header(path) if path.is_file() else []
+    except DataError:
+        return []
+
+
+def tables_of(folder: Path) -> list[Path]:
+    """The tables that lie in a folder, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def path_inside(base: Path, path: str, row: Row) -> Path:
+    """`base / path`, which must stay inside that absolute folder: TrustError otherwise, DataError for no path."""
+    if "/" not in path and "\\" not in path and path not in ("", ".", ".."):  # a plain file name, as almost all are
+        return base / path
+    folder = str(base)
+    full = os.path.normpath(os.path.join(folder, path))
+    if full != folder and not full.startswith(folder + os.sep):
+        raise TrustError(
+            f"{row.place}: the path {path!r} leaves {base.name}/",
+            fix="remove the row, or move the clip",
+            reason="path",
+        )
+    if not path or full == folder:
+        raise DataError(f"{row.place}: no path", reason="bad_row")
+    return Path(full)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -181,4 +221,4 @@ def _json_row(path: Path, line: int, text: str, required: Sequence[str]) -> Row:
             raise DataError(
                 f"{place}: no key {name!r}", possible=f"the line has {nearest(name, values)}", reason="missing_column"
             )
-    return Row(path, line, {key: "" if value is None else str(value) for key, value in values.items()})
+    return Row(path, line, list(values), ["" if value is None else str(value) for value in values.values()])

@@ -8,11 +8,8 @@ bit by bit.
 
 from __future__ import annotations
 
-import hashlib
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import speechbrain as sb
@@ -25,38 +22,18 @@ from tqdm import tqdm
 from asrkit.batching import Batch, BatchSampler, collate
 from asrkit.checkpoints import Checkpoints, optimizer_from_tensors, optimizer_to_tensors
 from asrkit.ctc import ctc_loss
-from asrkit.errors import NumericError, StoppedError
+from asrkit.errors import NumericError, RecipeError, StoppedError
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
+from asrkit.position import Position, StopSignal, peak_memory, step_seed
 from asrkit.preparation import Split
 from asrkit.runs import MetricsLog
 from asrkit.schedules import clip_gradients, learning_rate, make_optimizer
 
 
-def step_seed(seed: int, epoch: int, batch: int) -> int:
-    """The generator's seed for one batch: far apart for neighbouring batches, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{batch}".encode()).digest()
-    return int.from_bytes(digest[:7], "little")
-
-
 def _copy(target: list[Tensor], source: list[Tensor]) -> None:
     if target:
         torch._foreach_copy_(target, source)
-
-
-@dataclass
-class Position:
-    """Where training stands: everything a checkpoint keeps beside weights and optimizer."""
-
-    epoch: int = 1
-    batch: int = 0  # batches of this epoch that are done
-    update: int = 0
-    best_epoch: int = 0
-    best_value: float = float("inf")
-    epochs_without_better: int = 0
-    finished: bool = False
-    meter: dict[str, Any] = field(default_factory=dict)
-    last_metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class CTCBrain(sb.Brain):
@@ -89,18 +66,24 @@ class CTCBrain(sb.Brain):
         self.position = Position()
         self.meter = Meter()
         self.refused_in_row = 0
-        self.stop_signal: int | None = None
+        self.stop = StopSignal()
         self.sampler = self._sampler(train, self.options["order"])
         self._buffers = [b for b in self.modules.buffers() if b.numel()]
         self._saved_buffers = [torch.empty_like(b) for b in self._buffers]
-        self._layer_norms: dict[str, float] = {}
+        self._before = Meter()  # the sums at the start of the accumulation group
+        self._group_refused = False
+        self.data = {
+            "train": train.hash,
+            "dev": dev.hash if dev is not None else "",
+            "tokenizer": tokenizer.fingerprint,
+        }
 
     # The way in and out.
 
     def run(self) -> dict[str, Any]:
         """Train to the end (or go on from the newest checkpoint) and return the last epoch's figures."""
         train_loader = DataLoader(self.train_split, batch_sampler=self.sampler, collate_fn=collate)
-        with self._signals():
+        with self.stop:
             self.fit(self._epochs(), train_loader, self._loader(self.dev_split) if self.dev_split else None)
         return self.position.last_metrics
 
@@ -111,20 +94,39 @@ class CTCBrain(sb.Brain):
         if newest is None:
             self.log.truncate_after(0)
             return
+        self._same_data(newest.state.get("data"))
         self.model.acoustic.load_state_dict(newest.model())
         self.optimizer.load_state_dict(optimizer_from_tensors(newest.optimizer(), newest.state["optimizer"]))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(newest.state["scaler"])
         self.position = Position(**newest.state["position"])
-        if self.position.finished and self.position.epoch < self.options["epochs"]:
-            self.position.finished = False  # the recipe asks for more epochs than last time
+        if self.position.finished and not self._is_finished(self.position.epoch):
+            self.position.finished = False  # the recipe asks for more epochs, or for more patience, than last time
             self.position.epoch += 1
         self.log.truncate_after(self.position.update)
-        # A checkpoint within the epoch's last batch has the step of the epoch's record, which will be written again.
-        here = self.position.epoch
-        self.log.drop(
-            lambda record: record["type"] == "epoch" and record["epoch"] >= here and not self.position.finished
-        )
+        if not self.position.finished:
+            self.log.drop(self._will_be_written_again)
+
+    def _will_be_written_again(self, record: dict[str, Any]) -> bool:
+        """Records of this very step that belong to batches after the checkpoint."""
+        here = (self.position.epoch, self.position.batch)
+        if record["type"] == "epoch":
+            return record["epoch"] >= here[0]
+        return record["type"] == "refused" and (record["epoch"], record["batch"]) >= here
+
+    def _same_data(self, before: dict[str, str] | None) -> None:
+        """A run goes on over the data it began with; the folder may have moved, its content may not have changed."""
+        changed = [name for name, value in self.data.items() if before is not None and before.get(name) != value]
+        if changed:
+            raise RecipeError(
+                f"the run in {self.store.folder.parent} was begun on other data: {', '.join(changed)} differ",
+                fix="give another folder with --output, or the data of before",
+                reason="other_data",
+            )
+
+    def _is_finished(self, epoch: int) -> bool:
+        patience = self.options["early_stopping"]
+        return epoch >= self.options["epochs"] or bool(patience and self.position.epochs_without_better >= patience)
 
     def _epochs(self) -> Iterator[int]:
         """Epoch numbers from the position on; Brain asks for the first one only after `on_fit_start`."""
@@ -145,6 +147,8 @@ class CTCBrain(sb.Brain):
         self.on_stage_start(Stage.TRAIN, epoch)
         self.modules.train()
         self.optimizer.zero_grad(set_to_none=True)
+        self.train_split.set_epoch(epoch)
+        self.sampler.frames = self.train_split.frames  # of this epoch: augmentation changes lengths
         self.sampler.set_epoch(epoch)
         batches = self.sampler.batches()
         labels = [sum(len(self.train_split.labels[row]) for row in batch) for batch in batches]
@@ -159,6 +163,8 @@ class CTCBrain(sb.Brain):
         with bar:
             for batch in train_set:
                 index = position.batch
+                if index % factor == 0:
+                    self._start_group()
                 group = slice(index - index % factor, index - index % factor + factor)
                 self.group_labels = sum(labels[group])
                 self.should_step = index % factor == factor - 1 or index == len(batches) - 1
@@ -168,7 +174,7 @@ class CTCBrain(sb.Brain):
                 position.batch += 1
                 bar.update()
                 bar.set_postfix(loss=f"{self.meter.nll / max(self.meter.labels, 1):.3f}", refresh=False)
-                if self.should_step and self.stop_signal is not None:
+                if self.should_step and self.stop.received is not None:
                     self._save_and_stop()
                 if self.should_step and time.monotonic() - last_saved > 60 * self.options["checkpoint_minutes"]:
                     self._save()
@@ -178,10 +184,11 @@ class CTCBrain(sb.Brain):
         self.on_stage_end(Stage.TRAIN, self.meter.nll / max(self.meter.labels, 1), epoch)
 
     def fit_batch(self, batch: Batch) -> Tensor:
-        """One batch; state is untouched (weights, buffers, optimizer) if anything in it is not finite."""
+        """One batch; if anything in it is not finite, its whole accumulation group leaves no trace in any state."""
+        if self._group_refused:
+            return torch.zeros(())
         if not torch.isfinite(batch.features).all():
             return self._refuse(batch, "features")
-        _copy(self._saved_buffers, self._buffers)
         with self.training_ctx:
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
         nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
@@ -197,6 +204,12 @@ class CTCBrain(sb.Brain):
         self.meter.add_outputs(log_probs, lengths, [self.train_split.texts[row] for row in batch.rows], self.tokenizer)
         return loss.detach()
 
+    def _start_group(self) -> None:
+        """Remember what a refusal must put back."""
+        _copy(self._saved_buffers, self._buffers)
+        self._before = Meter(**self.meter.state())
+        self._group_refused = False
+
     def compute_forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T', V) on the device, lengths (B,) on the CPU."""
         log_probs, _ = self.modules["acoustic"](batch.features, batch.lengths.to(self.device))
@@ -210,7 +223,7 @@ class CTCBrain(sb.Brain):
     def _update(self, batch: Batch) -> bool:
         """One optimizer step with one clip over all groups; False if the gradient is not finite."""
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.modules.parameters(), self.options["clip"])
+        norm, by_layer = clip_gradients(self.modules, self.options["clip"])
         finite = norm == norm and norm != float("inf")
         if not finite and not self.scaler.is_enabled():
             return False
@@ -220,25 +233,40 @@ class CTCBrain(sb.Brain):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if finite:  # under fp16 the scaler skips the step itself and tries a smaller scale
+        if not finite:  # under fp16 the scaler has skipped the step and will try a smaller scale
+            self._count_skipped(batch)
+        else:
             self.position.update += 1
-            self.meter.add_update(norm)
+            self.meter.add_update(norm, by_layer, rate)
             self.log.append(
                 {"type": "update", "step": self.position.update, "epoch": self.position.epoch, "lr": rate,
                  "grad_norm": norm, "loss": self.batch_loss}
             )  # fmt: skip
         return True
 
+    def _count_skipped(self, batch: Batch) -> None:
+        """A few skipped steps are how fp16 finds its scale; a scale below 1 means that the gradients themselves are
+        bad."""
+        self.meter.skipped += 1
+        if self.scaler.get_scale() < 1.0:
+            raise NumericError(
+                f"the fp16 loss scale fell to {self.scaler.get_scale():g}; "
+                f"the last batch held {', '.join(batch.ids[:4])}",
+                fix="use training.precision=bf16 or fp32, or lower training.lr",
+                reason="nonfinite",
+            )
+
     def _refuse(self, batch: Batch, what: str) -> Tensor:
-        """Put back the buffers, drop the gradients, count, and give up after too many in a row."""
-        if what != "features":
-            _copy(self._buffers, self._saved_buffers)
+        """Put back buffers and sums, drop the gradients, count, and give up after too many in a row."""
+        _copy(self._buffers, self._saved_buffers)
         self.optimizer.zero_grad(set_to_none=True)
+        self.meter = self._before
+        self._group_refused = True
         self.meter.refused += 1
         self.refused_in_row += 1
         self.log.append(
-            {"type": "refused", "step": self.position.update, "epoch": self.position.epoch, "what": what,
-             "ids": list(batch.ids)}
+            {"type": "refused", "step": self.position.update, "epoch": self.position.epoch,
+             "batch": self.position.batch, "what": what, "ids": list(batch.ids)}
         )  # fmt: skip
         if self.refused_in_row >= self.options["max_nonfinite"]:
             raise NumericError(
@@ -260,22 +288,25 @@ class CTCBrain(sb.Brain):
         figures["train"] = self.meter.summary()
         if valid_set is not None and look:
             figures["dev"] = self.measure(valid_set, self.dev_split)
-        figures |= {"norms": self._norm_figures(), "seconds": self.seconds, "frames_per_second": self.frames_per_second}
+        figures |= {
+            "norms": self._norm_figures(),
+            "seconds": self.seconds,
+            "frames_per_second": self.frames_per_second,
+            "memory_mb": peak_memory(self.device),
+        }
         self.log.append(figures)
-        self._note_best(figures, epoch)
+        better = position.judge(self._selection(figures))
         position.last_metrics = figures
         position.batch, position.meter = 0, {}
-        patience = self.options["early_stopping"]
-        position.finished = epoch >= self.options["epochs"] or bool(
-            patience and position.epochs_without_better >= patience
-        )
+        position.finished = self._is_finished(epoch)
         if not position.finished:
             position.epoch += 1
-        if epoch % self.options["checkpoint_every"] == 0 or position.finished or self.stop_signal is not None:
+        due = epoch % self.options["checkpoint_every"] == 0
+        if due or better or position.finished or self.stop.received is not None:
             self._save()
         if self.on_epoch is not None:
             self.on_epoch(figures)
-        if self.stop_signal is not None and not position.finished:
+        if self.stop.received is not None and not position.finished:
             self._save_and_stop(saved=True)
 
     def measure(self, loader: Any, split: Split | None) -> dict[str, Any]:
@@ -301,65 +332,34 @@ class CTCBrain(sb.Brain):
         }
         return {"fallback_share": sum(shares.values()) / len(shares)} if shares else {}
 
-    def _note_best(self, figures: dict[str, Any], epoch: int) -> None:
-        """Best by dev CER, then dev loss; by train loss where there is no dev."""
-        if "dev" not in figures and self.dev_split is not None:
-            return
-        source = figures.get("dev", figures["train"])
-        value = source["cer"] + 1e-3 * min(source["loss"], 100.0) if "dev" in figures else source["loss"]
-        if value < self.position.best_value:
-            self.position.best_value, self.position.best_epoch = value, epoch
-            self.position.epochs_without_better = 0
-        else:
-            self.position.epochs_without_better += 1
+    def _selection(self, figures: dict[str, Any]) -> float | None:
+        """What chooses the best epoch: dev CER, then dev loss; train loss where there is no dev. Smaller is better."""
+        if self.dev_split is None:
+            return figures["train"]["loss"]
+        if "dev" not in figures:
+            return None
+        return figures["dev"]["cer"] + 1e-3 * min(figures["dev"]["loss"], 100.0)
 
     def _save(self) -> None:
         position = self.position
         position.meter = self.meter.state() if position.batch else {}
         tensors, groups = optimizer_to_tensors(self.optimizer.state_dict())
-        last = position.last_metrics
-        chosen = last.get("dev", last.get("train", {})) if not position.batch else {}
+        chosen = position.selection if not position.batch else None
         state = {
             "position": position.__dict__,
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else {},
-            "metrics": {"selection": chosen["cer"] + 1e-3 * min(chosen["loss"], 100.0)} if chosen else {},
+            "data": self.data,
+            "metrics": {} if chosen is None else {"selection": chosen},
         }
         self.store.save(position.update, dict(self.model.acoustic.state_dict()), tensors, state)
 
     def _save_and_stop(self, saved: bool = False) -> None:
         if not saved:
             self._save()
-        name = signal.Signals(self.stop_signal or signal.SIGINT).name
         raise StoppedError(
-            f"stopped by {name} in epoch {self.position.epoch} after update {self.position.update}, checkpoint saved",
+            f"stopped by {self.stop.name} in epoch {self.position.epoch} after update {self.position.update}, "
+            "checkpoint saved",
             fix="type the same command to go on",
             reason="stopped",
         )
-
-    def _signals(self) -> _SignalGuard:
-        return _SignalGuard(self)
-
-
-class _SignalGuard:
-    """First Ctrl-C or SIGTERM: finish the step, save, stop. The second one ends the process at once."""
-
-    def __init__(self, brain: CTCBrain) -> None:
-        self.brain = brain
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        def note(number: int, _: Any) -> None:
-            if self.brain.stop_signal is not None:
-                raise KeyboardInterrupt
-            self.brain.stop_signal = number
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.before[number] = signal.signal(number, note)
-            except ValueError:  # not in the main thread (a notebook, a test): no handlers
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from asrkit import registry
-from asrkit.audio import Audio, read_audio, resample
+from asrkit.audio import MAX_PEAK, Audio, read_audio, resample
 from asrkit.bundle import Bundle, load_bundle
 from asrkit.decoders import Hypothesis
 from asrkit.errors import AsrkitError, AudioError, RecipeError, nearest
@@ -21,6 +21,8 @@ from asrkit.errors import AsrkitError, AudioError, RecipeError, nearest
 Source = str | Path | bytes | BinaryIO | tuple[np.ndarray | Tensor, int]
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au")
 BATCH_SECONDS = 240.0  # audio, padding included, in one forward pass
+ARRAY_RATES = (1_000, 1_000_000)  # samples per second that an array may have
+TOO_SHORT = "shorter than one frame of the model"
 WINDOW = 64  # files looked at together, so that similar lengths share a batch
 
 
@@ -58,9 +60,10 @@ class Transcriber:
     """A loaded model that turns audio into text. The text of an input does not depend on what is transcribed beside
     it."""
 
-    def __init__(self, bundle: Bundle, decoder: str = "greedy") -> None:
+    def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
         self.bundle, self.model, self.tokenizer = bundle, bundle.model, bundle.tokenizer
-        self.decoder = registry.load("decoders", decoder)()
+        name = decoder or bundle.config["recipe"].get("decoder", {}).get("name", "greedy")
+        self.decoder = registry.load("decoders", name)()
         self.sample_rate = self.model.features.sample_rate
         self.device = next(self.model.parameters()).device
 
@@ -68,15 +71,23 @@ class Transcriber:
         """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of
         Transcripts.
 
-        One input that cannot be read raises AudioError; in a list it becomes a Transcript with its status.
+        One input that cannot be read, or holds no samples, raises AudioError; in a list it becomes a Transcript with
+        its status. Sound shorter than one frame of the model is readable: its Transcript has the status "too_short".
+        Arrays are mono: floats with full scale 1, or integers of at most 32 bits with the full scale of their type.
         """
         if isinstance(source, list):
             return list(self.stream(source))
         return self._decode([self._audio(source)], [_name(source)])[0]
 
     def log_probs(self, source: Source) -> Tensor:
-        """One input -> log-probabilities (T', V) on the CPU; a frame lasts `model.frame_seconds`."""
-        log_probs, lengths = self._forward([self._audio(source)])
+        """One input -> log-probabilities (T', V) on the CPU; a frame lasts `model.frame_seconds`.
+
+        Raises AudioError as `transcribe` does, and `too_short` where there is no frame.
+        """
+        audio = self._audio(source)
+        if self.model.num_frames(len(audio.samples)) < 1:
+            raise AudioError(f"{_name(source)} is {TOO_SHORT}", fix="give more of it", reason="too_short")
+        log_probs, lengths = self._forward([audio])
         return log_probs[0, : int(lengths[0])]
 
     def stream(self, sources: Iterable[Source]) -> Iterator[Transcript]:
@@ -117,14 +128,7 @@ class Transcriber:
     def _audio(self, source: Source) -> Audio:
         if not isinstance(source, tuple):
             return read_audio(source, self.sample_rate)
-        samples, rate = source
-        samples = np.asarray(samples, dtype=np.float32)
-        if samples.ndim != 1 or not np.isfinite(samples).all():
-            raise AudioError(
-                f"an array of shape {samples.shape}",
-                possible="finite samples (S,) with their rate: (samples, 16000)",
-                reason="bad_array",
-            )
+        samples, rate = _array(source)
         return Audio(resample(samples, rate, self.sample_rate), self.sample_rate, rate, 1, ())
 
     def _forward(self, audios: list[Audio]) -> tuple[Tensor, Tensor]:
@@ -139,9 +143,7 @@ class Transcriber:
     def _decode(self, audios: list[Audio], names: list[str]) -> list[Transcript]:
         long_enough = [i for i, audio in enumerate(audios) if self.model.num_frames(len(audio.samples)) > 0]
         results = [
-            Transcript(
-                name, "", seconds=audio.seconds, status="too_short", message="shorter than one frame of the model"
-            )
+            Transcript(name, "", seconds=round(audio.seconds, 3), status="too_short", message=TOO_SHORT)
             for name, audio in zip(names, audios, strict=True)
         ]
         if long_enough:
@@ -155,7 +157,7 @@ class Transcriber:
         words = tuple(
             Word(
                 word,
-                round(best.starts[first] * step, 3),
+                round(min(best.starts[first] * step, seconds), 3),
                 round(min(best.ends[last - 1] * step, seconds), 3),
                 round(float(np.mean(best.confidences[first:last])), 4),
             )
@@ -164,10 +166,11 @@ class Transcriber:
         return Transcript(name, self.tokenizer.decode(best.labels).strip(), words, round(seconds, 3))
 
 
-def load(folder: str | Path, device: str = "auto", decoder: str = "greedy") -> Transcriber:
+def load(folder: str | Path, device: str = "auto", decoder: str | None = None) -> Transcriber:
     """A trained model: the folder of a bundle (`.../model`) or of a run that holds one.
 
-    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). Runs no code from the folder.
+    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). decoder: a name of kind `decoders`; None: the recipe's.
+    Runs no code from the folder.
     """
     path = Path(folder)
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
@@ -192,6 +195,62 @@ def find_audio(inputs: Sequence[str]) -> list[Path]:
         else:
             found.append(path)  # a missing file becomes a result with its status, not a silent gap
     return found
+
+
+def _array(source: tuple[Any, ...]) -> tuple[np.ndarray, int]:
+    """(samples (S,), rate) as a caller gives them -> float32 samples, full scale 1, and a whole rate.
+
+    Raises AudioError: `bad_array`, `bad_rate`, or as for files `no_samples`, `nonfinite`, `bad_scale`.
+    """
+    possible = "finite samples (S,) with their rate: (samples, 16000)"
+    if len(source) != 2:
+        raise AudioError(f"a tuple of {len(source)}", possible=possible, reason="bad_array")
+    given, rate = source
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    samples = np.asarray(given)
+    if samples.ndim != 1 or samples.dtype.kind not in "fiu":
+        raise AudioError(f"an array of shape {samples.shape}, {samples.dtype}", possible=possible, reason="bad_array")
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:  # nobody records them, and 16-bit values get into one
+        raise AudioError(
+            f"an array of {samples.dtype}, whose full scale is anyone's guess",
+            possible="floats with full scale 1, or integers of at most 32 bits",
+            fix="say what they are, as in samples.astype('int16')",
+            reason="bad_array",
+        )
+    try:
+        whole = int(rate)
+    except (TypeError, ValueError, OverflowError):
+        whole = -1
+    if isinstance(rate, str | bytes | bool) or whole != rate or not ARRAY_RATES[0] <= whole <= ARRAY_RATES[1]:
+        raise AudioError(
+            f"an array with the rate {rate!r}",
+            possible=f"{ARRAY_RATES[0]} to {ARRAY_RATES[1]} samples per second, a whole number",
+            reason="bad_rate",
+        )
+    return _full_scale(samples), whole
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    """Samples (S,) of any type -> float32 with full scale 1; AudioError if that cannot be."""
+    if samples.size == 0:
+        raise AudioError("an array without samples", possible="at least one", reason="no_samples")
+    if samples.dtype.kind in "iu":
+        middle = 2.0 ** (8 * samples.dtype.itemsize - 1)  # unsigned samples have silence in the middle, as in WAV
+        offset = middle if samples.dtype.kind == "u" else 0.0
+        return ((samples.astype(np.float64) - offset) / middle).astype(np.float32)
+    peak = float(np.abs(samples).max())  # NaN or infinite if any sample is
+    if not np.isfinite(peak):
+        raise AudioError(f"an array of shape {samples.shape} with NaN or infinity", reason="nonfinite")
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"an array that peaks at {peak:.3g} where full scale is 1",
+            possible=f"at most {MAX_PEAK:g}",
+            fix="divide by its full scale (32768 for 16-bit values)",
+            reason="bad_scale",
+        )
+    return samples.astype(np.float32)
 
 
 def _name(source: Source) -> str:

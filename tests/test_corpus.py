@@ -223,6 +223,115 @@ def test_durations_and_names_of_old_releases(tmp_path: Path) -> None:
         CommonVoice(root).read("train")
 
 
+@pytest.mark.parametrize(("name", "count"), [("real_rows_17plus.tsv", 13), ("real_singleword_es_5.1_test.tsv", 10)])
+def test_other_columns_of_real_rows_are_kept(shared_data: Path, tmp_path: Path, name: str, count: int) -> None:
+    content = (shared_data / "common_voice_metadata" / name).read_bytes()
+    root = release(tmp_path)
+    (root / "test.tsv").write_bytes(content)
+    lines = content.decode().split("\n")[:-1]
+    header = lines[0].split("\t")
+    assert len(header) == count
+    for utterance, line in zip(CommonVoice(root).read("test"), lines[1:], strict=True):
+        cells = dict(zip(header, line.split("\t"), strict=True))
+        accents = cells.pop("accents", None) or cells.pop("accent", "")
+        expected = {key: cell for key, cell in cells.items() if key not in CommonVoice.COLUMNS} | {"accents": accents}
+        assert dict(utterance.extra) == expected
+
+
+def test_six_rows_with_an_unbalanced_quote(tmp_path: Path) -> None:
+    sentences = ["uno", '"abre y no cierra', "tres", 'cierra" sin abrir', "cinco", "seis"]
+    root = release(tmp_path, *[row(i, sentence) for i, sentence in enumerate(sentences)])
+    assert [u.text for u in open_corpus(root).read("train")] == sentences
+
+
+def test_benchmark_segments_are_left_out_by_choice(shared_data: Path, tmp_path: Path) -> None:
+    rows = ["s\tc1.mp3\tsí\tBenchmark", "s\tc2.mp3\thola\t", "s\tc3.mp3\tuno\tSingleword Benchmark"]
+    root = release(tmp_path, *rows, header="client_id\tpath\tsentence\tsegment")
+    assert len(open_corpus(root).read("train")) == 3
+    report = DataReport()
+    assert [u.id for u in open_corpus(root, segments="no_benchmark", report=report).read("train")] == ["c2"]
+    assert report.counts == {"benchmark": 2}
+    assert [(line["line"], line["segment"]) for line in report.lines] == [(2, "Benchmark"), (4, "Singleword Benchmark")]
+    with pytest.raises(RecipeError, match=r"data\.segments is 'none'.*all, no_benchmark"):
+        open_corpus(root, segments="none")
+    only = (shared_data / "common_voice_metadata" / "real_singleword_es_5.1_test.tsv").read_bytes()
+    (root / "test.tsv").write_bytes(only)
+    with pytest.raises(DataError, match=r"all 6200 rows are left out.*6200 benchmark|all \d+ rows are left out"):
+        open_corpus(root, segments="no_benchmark").read("test")
+
+
+def test_reported_sentences_are_joined_on_request(tmp_path: Path) -> None:
+    header = "client_id\tpath\tsentence_id\tsentence"
+    rows = ["s\tc1.mp3\tA\tuno", "s\tc2.mp3\tB\tdos", "s\tc3.mp3\t\tnin\u0303o", "s\tc4.mp3\t\tcuatro"]
+    root = release(tmp_path, *rows, header=header)
+    with pytest.raises(DataError, match=r"no reported\.tsv.*data\.reported=keep"):
+        open_corpus(root, reported="drop").read("train")
+    table = "sentence\tsentence_id\tlocale\treason\notro\tB\tes\toffensive\nniño\t\tes\t\nnada\t\tes\tx\n"
+    (root / "reported.tsv").write_text(table, encoding="utf-8")
+    assert len(open_corpus(root).read("train")) == 4
+    report = DataReport()
+    assert [u.id for u in open_corpus(root, reported="drop", report=report).read("train")] == ["c1", "c4"]
+    assert [(line["excluded"], line["id"], line["complaint"]) for line in report.lines] == [
+        ("reported", "c2", "offensive"),
+        ("reported", "c3", "no reason given"),
+    ]
+
+
+@pytest.mark.fault
+def test_delta_releases_say_how_to_use_them(tmp_path: Path) -> None:
+    release(tmp_path, row(1), split="validated")
+    root = release(tmp_path, row(2), split="other")
+    corpus = open_corpus(root)
+    with pytest.raises(DataError, match=r"delta release.*validated, other.*--data\.train=validated.*=other") as caught:
+        corpus.read("train")
+    assert caught.value.reason == "no_splits"
+    assert [u.id for u in corpus.read("validated")] == ["c1"]
+    release(tmp_path, row(3), split="train")
+    with pytest.raises(DataError) as caught:
+        corpus.read("dev")
+    assert caught.value.reason == "unknown_split"
+
+
+@pytest.mark.parametrize("header", ["", "clip\tduration[ms]\n"])
+def test_times_of_older_releases(tmp_path: Path, header: str) -> None:
+    root = release(tmp_path, row(1), row(2), row(3))
+    (root / "times.txt").write_text(f"{header}c1.mp3\t1500\nc9.mp3\t1\nc2.mp3 2000\n")
+    report = DataReport()
+    assert [u.seconds for u in CommonVoice(root, report=report).read("train")] == [1.5, 2, None]
+    assert report.lines == []
+    (root / "times.txt").write_text("c1.mp3\t1500\n\nc2.mp3\tlong\n")
+    assert [u.seconds for u in CommonVoice(root, report=report).read("train")] == [1.5, None, None]
+    assert [(line["note"], line["lines"], line["first"]) for line in report.lines] == [("times_not_read", 2, 2)]
+    (root / "clip_durations.tsv").write_text("clip\tduration[ms]\nc3.mp3\t700\n")
+    assert [u.seconds for u in CommonVoice(root).read("train")] == [None, None, 0.7]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("clip\tduration[ms]\nc1.mp3\t-5\n", r"clip_durations\.tsv:2: duration\[ms\] is '-5'"),
+        ("clip\tduration[ms]\nc1.mp3\tnan\n", r"clip_durations\.tsv:2: duration\[ms\] is 'nan'"),
+        ("clip\tduration[ms]\nc1.mp3\t5\nc2.mp3\n", r"clip_durations\.tsv:3: 1 cells"),
+        ("clip\tduration\nc1.mp3\t5\n", r"clip_durations\.tsv:1: no column 'duration\[ms\]'"),
+    ],
+)
+def test_faulty_durations_are_named_with_their_line(tmp_path: Path, content: str, message: str) -> None:
+    root = release(tmp_path, row(1))
+    (root / "clip_durations.tsv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        CommonVoice(root).read("train")
+
+
+def test_durations_of_clips_with_quotes(tmp_path: Path) -> None:
+    names = ['"a.mp3', 'b".mp3', "c.mp3"]
+    root = release(tmp_path, *[f"s\t{name}\thola\t2" for name in names])
+    (root / "clip_durations.tsv").write_text(
+        "clip\tduration[ms]\n" + "".join(f"{n}\t{i}000\n" for i, n in enumerate(names))
+    )
+    assert [u.seconds for u in CommonVoice(root).read("train")] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
 def test_manifest_formats_agree(tmp_path: Path, suffix: str) -> None:
     rows = [
@@ -303,14 +412,16 @@ def test_read_header_and_unknown_tables(tmp_path: Path) -> None:
 
 
 def test_missing_and_mistaken_roots_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.* does not exist.*extracted.*--data\.root=.*asrkit data synth") as e:
+    with pytest.raises(
+        DataError, match=r"nowhere.* does not exist.*extracted.*asrkit data get.*asrkit data synth"
+    ) as e:
         open_corpus(tmp_path / "nowhere")
     assert (e.value.reason, e.value.exit_code) == ("missing_corpus", 3)
     with pytest.raises(DataError, match=r"no corpus that asrkit knows.*common_voice, manifest"):
         open_corpus(tmp_path)
-    (tmp_path / "es.tar.gz").write_bytes(b"")
+    (tmp_path / "es.zip").write_bytes(b"")
     with pytest.raises(DataError, match="extract it"):
-        open_corpus(tmp_path / "es.tar.gz")
+        open_corpus(tmp_path / "es.zip")
     release(tmp_path / "cv" / "es", row(1))
     with pytest.raises(DataError, match=r"holds languages.*cv/es"):
         open_corpus(tmp_path / "cv")

@@ -55,7 +55,8 @@ def test_one_clip_over_all_groups() -> None:
     optimizer = make_optimizer(model, OPTIONS)
     assert len(optimizer.param_groups) == 2
     model.weight.grad, model.bias.grad = torch.full((2, 3), 30.0), torch.full((2,), 40.0)
-    norm = clip_gradients(model.parameters(), 1.0)
+    norm, by_layer = clip_gradients(nn.ModuleDict({"head": model}), 1.0)
+    assert by_layer == {"ctc": pytest.approx(norm)}
     assert norm == pytest.approx((6 * 900 + 2 * 1600) ** 0.5)
     joint = torch.cat([model.weight.grad.flatten(), model.bias.grad])
     assert joint.norm() == pytest.approx(1.0, abs=1e-5)

@@ -20,7 +20,7 @@ from asrkit.runs import MetricsLog
 from asrkit.training import CTCBrain
 
 ENCODERS = [plugin.name for plugin in list_plugins("encoders") if plugin.package == "asrkit"]
-TIMES = ("seconds", "frames_per_second")
+TIMES = ("seconds", "frames_per_second", "memory_mb")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_non_finite_batch_leaves_no_trace(
         elif where == "loss":
             patch.setattr(CTCBrain, "compute_objectives", lambda *_: torch.full((2,), float("inf"), requires_grad=True))
         else:
-            patch.setattr("asrkit.training.clip_gradients", lambda *_: float("nan"))
+            patch.setattr("asrkit.training.clip_gradients", lambda *_: (float("nan"), {}))
         loss = fit_batch(brain, batch)
         patch.undo()
         states.append({k: v.clone() for k, v in brain.modules.state_dict().items()})
@@ -203,7 +203,7 @@ def test_early_stopping(tmp_path: Path, corpus: Path) -> None:
         tmp_path,
         corpus,
         ("encoder", "none"),
-        ("training.lr", 0.0),
+        ("training.lr", 1e-12),
         ("training.epochs", 20),
         ("training.early_stopping", 2),
     )
@@ -262,7 +262,7 @@ def test_features_are_computed_once(tmp_path: Path, corpus: Path, monkeypatch: p
     """A second run reads the Arrow files; a changed clip is noticed."""
     run(tmp_path, corpus, ("training.epochs", 1), output="first")
     with monkeypatch.context() as patch:
-        patch.setattr("asrkit.feature_cache.read_audio", None)
+        patch.setattr("asrkit.clips.read_audio", None)
         run(tmp_path, corpus, ("training.epochs", 1), output="second")
         clip = next((corpus / "clips").iterdir())
         stat = clip.stat()
@@ -275,7 +275,7 @@ def test_the_cache_opens_with_datasets(tmp_path: Path, corpus: Path) -> None:
     import datasets
 
     run(tmp_path, corpus, ("training.epochs", 1))
-    [file] = (tmp_path / "cache").glob("train-*.arrow")
+    [file] = (tmp_path / "cache").glob("train-*/*.arrow")
     table = datasets.Dataset.from_file(str(file))
     assert len(table) == 12
     assert set(table.column_names) == {"id", "frames", "features"}

@@ -87,8 +87,9 @@ def _dispatch(words: list[str]) -> int:
     parser, verb_parser = _build(verb)
     after = words[place + 1 :]
     overrides: list[tuple[str, str]] = []
-    if verb_parser is not None and verb_parser.get_default("takes_overrides"):
-        known = known_options(verb_parser)
+    inner = None if verb_parser is None else _innermost(verb_parser, after)
+    if inner is not None and inner.get_default("takes_overrides"):
+        known = known_options(inner)
         after, rest = take_overrides(after, known)
         overrides = split_overrides(rest, known)
     args, unknown = parser.parse_known_args([*words[: place + 1], *after])
@@ -124,6 +125,14 @@ def _build(verb: str | None) -> tuple[Parser, argparse.ArgumentParser | None]:
         else:
             subparsers.add_parser(name, help=VERBS[name].replace("%", "%%"))
     return parser, subparsers.choices[verb] if verb is not None else None
+
+
+def _innermost(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of `prepare` in `asrkit data prepare ...`, or the verb's own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return next((action.choices[word] for word in words if word in action.choices), parser)
+    return parser
 
 
 def _unknown_argument(word: str, parser: argparse.ArgumentParser) -> RecipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def add_parser(subparsers: Any) -> None:
     synth.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
     synth.add_argument("--json", action="store_true", help="the summary as JSON")
     synth.set_defaults(run=run)
+    for name in ("check", "stats", "get", "prepare"):
+        importlib.import_module(f"asrkit.cli.data_{name}").add_parser(verbs)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,6 +30,9 @@ def add_parser(subparsers: Any) -> None:
         "--worst", type=int, default=5, metavar="N", help="how many of the worst utterances (default 5)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
+    )
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.set_defaults(run=run, takes_overrides=True)
 
@@ -39,11 +42,15 @@ def run(args: argparse.Namespace) -> int:
     from asrkit.cli.common import print_json, quiet_libraries
 
     quiet_libraries()
+    from asrkit import registry
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
     from asrkit.runs import atomic_write
+    from asrkit.selection import DataReport
     from asrkit.transcribe import load
 
+    for plugin in args.plugin:
+        registry.load_plugin_file(plugin)
     transcriber = load(args.folder, args.device)
     bundle = transcriber.bundle
     recipe = _recipe(bundle, args.overrides)
@@ -54,21 +61,46 @@ def run(args: argparse.Namespace) -> int:
             f"this run has no {args.split} split", fix=f"name one: --data.{args.split}=...", reason="unknown_split"
         )
     progress = sys.stderr.isatty() and not args.json
-    prepared = prepare(recipe, (args.split,), tokenizer=bundle.tokenizer, progress=progress)
+    folder = bundle.path.parent if (bundle.path.parent / "resolved.yaml").is_file() else bundle.path
+    report = DataReport()
+    try:
+        prepared = prepare(recipe, (args.split,), tokenizer=bundle.tokenizer, report=report, progress=progress)
+    finally:
+        if folder != bundle.path:
+            report.write(folder / f"data_report-{args.split}.jsonl")
     result = evaluate(
-        bundle.model, bundle.tokenizer, prepared.splits[args.split], device=str(transcriber.device), progress=progress
+        bundle.model,
+        bundle.tokenizer,
+        prepared.splits[args.split],
+        decoder=transcriber.decoder,
+        device=str(transcriber.device),
+        progress=progress,
     )
     figures = result.figures() | {"excluded": dict(prepared.report.counts), "text_rules": recipe["text"]["rules"]}
     trained_on = bundle.config.get("splits", {}).get("train")
     figures["train_split_hash"] = trained_on
-    folder = bundle.path.parent if (bundle.path.parent / "resolved.yaml").is_file() else bundle.path
     if folder != bundle.path:
-        atomic_write(folder / f"evaluation-{args.split}.json", json.dumps(figures, indent=1) + "\n")
+        path = folder / f"evaluation-{args.split}.json"
+        if warning := _other_data(path, figures):
+            figures["comparable"] = False
+            print(f"asrkit: warning[split_hash]: {warning}; do not compare these scores", file=sys.stderr)
+        atomic_write(path, json.dumps(figures, indent=1) + "\n")
     if args.json:
         print_json(figures)
     else:
         print(result.text(prepared.leakage.summary(), prepared.report.summary(), args.worst))
     return 0
+
+
+def _other_data(path: Path, figures: dict[str, Any]) -> str | None:
+    """Why these figures do not compare with the ones that this run had before; None where they do or it had none."""
+    from asrkit.selection import compare_hashes
+
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return compare_hashes(before, figures) if isinstance(before, dict) else None
 
 
 def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
@@ -77,6 +109,7 @@ def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
 
     from asrkit.recipe import dump_recipe, load_recipe
     from asrkit.schema import SCHEMA
+    from asrkit.validation import validate
 
     recipe = {**bundle.config["recipe"], "name": bundle.config.get("name") or "model"}
     resolved = bundle.path.parent / "resolved.yaml"
@@ -87,4 +120,6 @@ def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
-        return load_recipe(path, overrides, known=SCHEMA)
+        recipe = load_recipe(path, overrides, known=SCHEMA)
+    validate(recipe)
+    return recipe

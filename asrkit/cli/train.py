@@ -50,6 +50,7 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     from asrkit import registry
     from asrkit.recipe import load_recipe
     from asrkit.schema import SCHEMA
+    from asrkit.validation import validate
 
     for file in args.plugin:
         registry.load_plugin_file(file)
@@ -58,7 +59,7 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
         overrides.append(("encoder", args.encoder))
     recipe = load_recipe(args.recipe, overrides, known=SCHEMA, trust=args.trust_recipe)
     recipe["name"] = recipe["name"] or args.recipe.stem
-    registry.describe("encoders", recipe["encoder"])  # a misspelled arm is found before torch is loaded
+    validate(recipe)  # before torch is loaded, which takes seconds
     return recipe
 
 

@@ -38,6 +38,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--first", type=int, metavar="N", help="only the first N inputs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
+    )
     parser.set_defaults(run=run)
 
 
@@ -51,32 +54,38 @@ def run(args: argparse.Namespace) -> int:
     from asrkit import registry
     from asrkit.errors import DataError
     from asrkit.scoring import cer, score, wer
-    from asrkit.transcribe import find_audio, load
+    from asrkit.transcribe import load
 
+    for plugin in args.plugin:
+        registry.load_plugin_file(plugin)
     references = _references(args.reference) if args.reference is not None else {}
-    files = find_audio(args.inputs) if args.inputs else [path for path, _ in references.values()]
-    files = files[: args.first]
+    found = _find(args.inputs) if args.inputs else [(path, Path(path.name)) for path, _ in references.values()]
+    found = found[: args.first]
+    files = [file for file, _ in found]
     if not files:
         raise DataError(
             f"no audio in {', '.join(args.inputs) or 'the command'}",
             possible="files, folders or patterns of wav, flac, ogg, opus, mp3, aiff, au; or --reference TABLE",
             reason="no_audio",
         )
-    model = load(args.model, args.device)
+    targets: list[Path] = []
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
+        targets = [args.output_dir / target for target in _targets([place for _, place in found], args.format)]
+        _make_folder(args.output_dir)
+    model = load(args.model, args.device)
     rules = registry.load("text", model.bundle.config["recipe"]["text"]["rules"])()
     pairs: list[tuple[str, str, str, str]] = []
     bad: Counter[str] = Counter()
     bar = tqdm(total=len(files), unit="file", disable=not (sys.stderr.isatty() and args.output_dir is not None))
     with bar:
-        for file, result in zip(files, model.stream(files), strict=True):
+        for index, (file, result) in enumerate(zip(files, model.stream(files), strict=True)):
             bar.update()
             if result.status != "ok":
                 bad[result.status] += 1
                 print(f"asrkit: {result.status}: {result.source}: {result.message}", file=sys.stderr)
             if args.output_dir is not None:
-                _target(args.output_dir, file, args.format, files).write_text(result.to(args.format), encoding="utf-8")
+                if args.format == "json" or result.status == "ok":  # an empty text would say that nobody spoke
+                    _write(targets[index], result.to(args.format))
             elif args.format == "json":
                 print(result.to("json"), end="", flush=True)
             elif result.status == "ok":
@@ -113,7 +122,55 @@ def _references(table: Path) -> dict[str, tuple[Path, str]]:
     return found
 
 
-def _target(folder: Path, file: Path, form: str, files: list[Path]) -> Path:
-    """clip.mp3 -> clip.txt; where two inputs share a stem, clip.mp3.txt."""
-    twins = sum(other.stem == file.stem for other in files) > 1
-    return folder / f"{file.name if twins else file.stem}.{form}"
+def _find(inputs: list[str]) -> list[tuple[Path, Path]]:
+    """Every audio file of the inputs, and its place below the input: its path in a given folder, or its name."""
+    from asrkit.transcribe import find_audio
+
+    return [
+        (file, file.relative_to(given) if Path(given).is_dir() else Path(file.name))
+        for given in inputs
+        for file in find_audio([given])
+    ]
+
+
+def _targets(places: list[Path], form: str) -> list[Path]:
+    """One output per input, all different: clip.mp3 -> clip.txt; of those that would share it clip.mp3.txt; of those
+    that still do (clips of one name in several inputs) clip.mp3.2.txt."""
+
+    def key(path: Path) -> str:
+        return str(path).casefold()  # some file systems do not tell A from a
+
+    stems = Counter(key(place.with_suffix("")) for place in places)
+    taken: set[str] = set()
+    numbers: Counter[str] = Counter()
+    targets = []
+    for place in places:
+        alone = stems[key(place.with_suffix(""))] == 1
+        name = place.stem if alone else place.name
+        target = place.with_name(f"{name}.{form}")
+        first = key(target)
+        while key(target) in taken:
+            numbers[first] += 1
+            target = place.with_name(f"{place.name}.{numbers[first] + 1}.{form}")
+        taken.add(key(target))
+        targets.append(target)
+    return targets
+
+
+def _make_folder(folder: Path) -> None:
+    from asrkit.disk import storage_error
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
+def _write(target: Path, text: str) -> None:
+    from asrkit.disk import storage_error
+
+    _make_folder(target.parent)
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, target) from error

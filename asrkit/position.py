@@ -1,0 +1,81 @@
+"""Where a training run stands, what stops it, and where its random numbers come from."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+def step_seed(seed: int, epoch: int, batch: int) -> int:
+    """The generator's seed for one batch: far apart for neighbouring batches, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{batch}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def peak_memory(device: str) -> float:
+    """Most memory in use so far, in MiB: of the GPU where there is one, else of this process."""
+    if "cuda" in str(device):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass
+class Position:
+    """Everything a checkpoint keeps beside weights and optimizer."""
+
+    epoch: int = 1
+    batch: int = 0  # batches of this epoch that are done
+    update: int = 0
+    best_epoch: int = 0
+    best_value: float = 1e30
+    selection: float | None = None  # what the last epoch is chosen by, smaller is better; None: dev was not looked at
+    epochs_without_better: int = 0
+    finished: bool = False
+    meter: dict[str, Any] = field(default_factory=dict)
+    last_metrics: dict[str, Any] = field(default_factory=dict)
+
+    def judge(self, value: float | None) -> bool:
+        """Take in an epoch's selection value; whether it is the best so far. None: the epoch is not judged."""
+        self.selection = value
+        if value is None:
+            return False
+        if value < self.best_value:
+            self.best_value, self.best_epoch, self.epochs_without_better = value, self.epoch, 0
+            return True
+        self.epochs_without_better += 1
+        return False
+
+
+class StopSignal:
+    """First Ctrl-C or SIGTERM: `received` says so, and the trainer stops after the step. The second one kills."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Name of the signal, such as SIGTERM."""
+        return signal.Signals(self.received or signal.SIGINT).name
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread (a notebook): no handlers
+                break
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,206 @@
+"""What only the audio files tell: which clips cannot be used, how long they are, their rates, what a listener notes.
+
+Sizes are looked at for every clip. Decoding costs milliseconds a clip, so it may be done for a sample: the clips whose
+sha256 of the id is lowest, which is the same sample in any order of rows and on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from asrkit.corpus import Utterance
+from asrkit.selection import DataReport
+from asrkit.subset import header
+
+if TYPE_CHECKING:
+    from asrkit.features import FeatureExtractor
+
+LONGEST = 1e4  # seconds that are decoded of one clip; which are too long depends on the split
+CHUNK = 512
+Key = tuple[Path, float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One decoded clip. `reason` says why it cannot be used, "" if it can; digest is the sha256 of the file."""
+
+    seconds: float = 0.0
+    rate: int = 0
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+
+_NOT_DECODED = Clip()
+
+
+@dataclass
+class AudioFigures:
+    """Decoded clips of one split: how many, notes (clipped, low_rate, anti_phase) and source rates.
+
+    unusable: how many of them cannot be used, by reason. Missing and empty files, and clips that are too long by the
+    length that the corpus claims, are known without decoding and not among them.
+
+    same_audio: clips whose file has the same bytes as another clip's of the split.
+    """
+
+    decoded: int = 0
+    unusable: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    sample_rates: dict[str, int] = field(default_factory=dict)
+    same_audio: int = 0
+
+
+class Listener:
+    """Decodes clips in threads and remembers them, since the tables of a release name the same clips.
+
+    decode: clips of every split, None for all. only_unknown: none where the corpus claims the length. Longer than
+    `max_seconds` is unusable, as in training.
+    """
+
+    def __init__(self, decode: int | None, only_unknown: bool, max_seconds: float, progress: bool) -> None:
+        self.decode, self.only_unknown = decode, only_unknown
+        self.max_seconds, self.progress = max_seconds, progress
+        self.clips: dict[Key, Clip] = {}
+
+    @property
+    def digests(self) -> dict[Path, str]:
+        """File -> sha256, of the decoded clips."""
+        return {key[0]: clip.digest for key, clip in self.clips.items() if clip.digest}
+
+    def seconds(self, utterance: Utterance) -> float | None:
+        """As decoded; else as the corpus claims; else None."""
+        clip = self.clips.get(_key(utterance)) if self.clips else None
+        return clip.seconds if clip and clip.seconds else utterance.seconds
+
+    def chosen(self, utterances: Sequence[Utterance]) -> list[Utterance]:
+        """The clips of a split that are decoded if their texts can be used."""
+        return sample([u for u in utterances if not (self.only_unknown and u.seconds is not None)], self.decode)
+
+    def listen(
+        self, utterances: Sequence[Utterance], split: str, report: DataReport, chosen: set[str], fetched: bool = False
+    ) -> tuple[list[Utterance], AudioFigures]:
+        """The usable clips of one split, as far as known, and the figures; the others are excluded in `report`.
+
+        chosen: ids of the clips to decode. fetched: only these were taken out of an archive, so only they are looked
+        at.
+        """
+        present = []
+        for utterance in utterances:
+            if reason := "" if fetched and utterance.id not in chosen else _no_file(utterance):
+                report.exclude(utterance, reason)
+            else:
+                present.append(utterance)
+        self._decode([u for u in present if u.id in chosen and _key(u) not in self.clips], split)
+        usable: list[Utterance] = []
+        unusable: Counter[str] = Counter()
+        for utterance in present:
+            clip = self.clips.get(_key(utterance), _NOT_DECODED) if self.clips else _NOT_DECODED
+            reason, numbers = clip.reason, clip.numbers
+            seconds = self.seconds(utterance)
+            if not reason and split != "test" and seconds is not None and seconds > self.max_seconds:
+                reason, numbers = "too_long", {"seconds": round(seconds, 3), "max_seconds": self.max_seconds}
+            if not reason:
+                usable.append(utterance)
+                continue
+            report.exclude(utterance, reason, **numbers)
+            if clip.reason or utterance.seconds is None:
+                unusable[reason] += 1
+        decoded = [self.clips[_key(u)] for u in present if _key(u) in self.clips] if self.clips else []
+        return usable, _count(decoded, unusable)
+
+    def _decode(self, utterances: Sequence[Utterance], split: str) -> None:
+        if not utterances:
+            return
+        bar = tqdm(total=len(utterances), desc=f"decode {split}", unit="clip", disable=not self.progress, leave=False)
+        with _one_torch_thread(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool, bar:
+            for start in range(0, len(utterances), CHUNK):
+                part = utterances[start : start + CHUNK]
+                for utterance, clip in zip(part, pool.map(inspect, part), strict=True):
+                    self.clips[_key(utterance)] = clip
+                    bar.update()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Clips are resampled in threads of ours. torch is imported here, since without decoding nothing needs it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _count(clips: Sequence[Clip], unusable: Counter[str]) -> AudioFigures:
+    rates = Counter(clip.rate for clip in clips if clip.rate)
+    digests = Counter(clip.digest for clip in clips if clip.digest)
+    return AudioFigures(
+        decoded=len(clips),
+        unusable=dict(sorted(unusable.items())),
+        notes=dict(sorted(Counter(note for clip in clips for note in clip.notes).items())),
+        sample_rates={str(rate): rates[rate] for rate in sorted(rates)},
+        same_audio=sum(count for count in digests.values() if count > 1),
+    )
+
+
+def sample(utterances: Sequence[Utterance], count: int | None) -> list[Utterance]:
+    """`count` of them (None: all), chosen by the hash of their ids, in file order."""
+    if count is None or count >= len(utterances):
+        return list(utterances)
+    order = sorted(range(len(utterances)), key=lambda i: hashlib.sha256(utterances[i].id.encode()).digest())
+    return [utterances[i] for i in sorted(order[:count])]
+
+
+def inspect(utterance: Utterance) -> Clip:
+    """Decode one clip and judge it as the preparation does (`asrkit.clips`), whatever its length."""
+    from asrkit.clips import Limits, waveform_of
+
+    outcome = waveform_of(utterance, _extractor(), Limits(LONGEST))
+    if outcome.values is None:
+        return Clip(reason=outcome.reason, numbers=outcome.numbers)
+    whole = utterance.start == 0 and utterance.end is None
+    return Clip(
+        seconds=len(outcome.values) / _extractor().sample_rate,
+        rate=header(utterance.audio)[1],
+        notes=tuple(note for note, _ in outcome.notes),
+        digest=_digest(utterance.audio) if whole else "",
+    )
+
+
+@lru_cache(maxsize=1)
+def _extractor() -> FeatureExtractor:
+    """The default one: its rate is what `low_rate` and its frame what `too_short` are judged by."""
+    from asrkit.features import Fbank
+
+    return Fbank()
+
+
+def _key(utterance: Utterance) -> Key:
+    return utterance.audio, utterance.start, utterance.end
+
+
+def _no_file(utterance: Utterance) -> str:
+    try:
+        return "" if os.stat(utterance.audio).st_size else "empty_file"
+    except OSError:
+        return "missing"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
