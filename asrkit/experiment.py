@@ -195,7 +195,8 @@ def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder:
 
 def _draw(recipe: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     epochs = [line for line in MetricsLog.read(folder / "metrics.jsonl") if line["type"] == "epoch"]
-    draw_curves(epochs, folder / "curves.png", f"{recipe['name']}, {recipe['encoder']}, seed {recipe['seed']}")
+    if recipe["training"]["curves"]:
+        draw_curves(epochs, folder / "curves.png", f"{recipe['name']}, {recipe['encoder']}, seed {recipe['seed']}")
     return epochs
 
 

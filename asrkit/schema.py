@@ -81,6 +81,7 @@ SCHEMA: dict[str, Any] = {
         "checkpoint_every": 1,  # epochs
         "checkpoint_minutes": 15.0,  # and within an epoch
         "tensorboard": True,
+        "curves": True,  # draw curves.png
     },
 }
 
@@ -92,6 +93,7 @@ NEUTRAL = (
     "training.evaluate_every",
     "training.checkpoint_minutes",
     "training.tensorboard",
+    "training.curves",
     "data.cache",
     "data.root",
     "data.max_bad",

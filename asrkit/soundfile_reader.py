@@ -57,7 +57,7 @@ class SoundfileReader:
         """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`)."""
         import soundfile
 
-        with _quiet_decoders(), _open(soundfile, source) as file:
+        with quiet_decoders(), _open(soundfile, source) as file:
             rate, channels = file.samplerate, file.channels
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise AudioError(
@@ -215,7 +215,7 @@ class _Noise:
 
 
 @contextmanager
-def _quiet_decoders() -> Iterator[None]:
+def quiet_decoders() -> Iterator[None]:
     """Swallow the lines that libmpg123 prints about damaged files; all other lines still reach stderr.
 
     What they mean is said by `truncated`. Threads share one redirection: the last one out restores it.

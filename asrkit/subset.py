@@ -98,10 +98,10 @@ def header(audio: Path) -> tuple[float, int]:
     """Seconds and sample rate of an audio file by its header, without decoding it; zeros where it says nothing."""
     import soundfile
 
-    from asrkit.soundfile_reader import _quiet_decoders
+    from asrkit.soundfile_reader import quiet_decoders
 
     try:
-        with _quiet_decoders():
+        with quiet_decoders():
             found = soundfile.info(str(audio))
     except (soundfile.LibsndfileError, OSError, TypeError):
         return 0.0, 0

@@ -216,6 +216,7 @@ RULES: dict[str, Rule] = {
     "training.checkpoint_every": whole(1),
     "training.checkpoint_minutes": number(0),
     "training.tensorboard": FLAG,
+    "training.curves": FLAG,
 }
 
 # Below the free sections, where the options are the same for everyone.

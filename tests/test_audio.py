@@ -229,7 +229,7 @@ def test_decoders_leave_stderr_clean_and_others_reach_it(capfd: pytest.CaptureFi
     print_to_fd_2 = b"something else went wrong\n"
     from asrkit import soundfile_reader
 
-    with soundfile_reader._quiet_decoders():
+    with soundfile_reader.quiet_decoders():
         soundfile_reader.os.write(2, b"Note: Trying to resync...\n" + print_to_fd_2)
     soundfile_reader.os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == print_to_fd_2.decode() + "afterwards\n"

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         print(
             f"\nbest epoch {result.best.get('epoch', '-')}\n"
-            f"curves     {result.folder / 'curves.png'}\n"
+            f"curves     {result.folder / ('curves.png' if recipe['training']['curves'] else 'metrics.jsonl')}\n"
             f"model      {result.bundle}\n"
             f"next       asrkit evaluate {result.folder}\n"
             f"           asrkit transcribe --model {result.bundle} CLIP..."
