@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ def run_folder(recipe: dict[str, Any], output: str | Path | None = None) -> Path
 def check_recipe(recipe: dict[str, Any]) -> None:
     """Values and combinations that cannot work, refused once and before any work."""
     validate(recipe)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(
+            "several processes (torchrun) cannot train one model yet",
+            possible="one process, with one GPU or none",
+            fix="start it without torchrun",
+            reason="several_processes",
+        )
     training = recipe["training"]
     encoder = encoder_class(recipe["encoder"])
     if encoder.batch_statistics and training["accumulation"] > 1 and recipe["norm"]["batch"] != "micro":

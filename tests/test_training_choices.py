@@ -144,6 +144,12 @@ def test_a_refused_batch_takes_its_whole_accumulation_group_with_it(
     assert not all(torch.equal(states[0][name], states[4][name]) for name in states[0])
 
 
+def test_several_processes_are_refused(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="torchrun"):
+        run(tmp_path, corpus)
+
+
 def test_epoch_records_hold_what_a_reader_looks_for(tmp_path: Path, corpus: Path) -> None:
     result = run(tmp_path, corpus, ("training.epochs", 1))
     train = result.last["train"]
