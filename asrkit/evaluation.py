@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from asrkit.batching import BatchSampler, collate
-from asrkit.decoders import Decoder, best_paths
+from asrkit.ctc import BLANK
+from asrkit.decoders import Decoder, GreedyDecoder
+from asrkit.masking import frame_mask
 from asrkit.model import CTCModel
 from asrkit.preparation import Split
 from asrkit.scoring import Errors, Interval, Score, alignment_text, bootstrap_interval, score, totals, worst
@@ -97,6 +99,7 @@ def evaluate(
     progress: bool = False,
 ) -> Evaluation:
     """Outputs of a model on a split, in batches of similar length that change no output; greedy by default."""
+    decoder = decoder or GreedyDecoder()
     model.eval().to(device)
     sampler = BatchSampler(split.frames, 40_000, None, "ascending")
     loader = DataLoader(split, batch_sampler=sampler, collate_fn=collate)
@@ -105,10 +108,10 @@ def evaluate(
     with torch.inference_mode():
         for batch in tqdm(loader, desc=f"evaluate {split.name}", unit="batch", disable=not progress, leave=False):
             log_probs, lengths = model.acoustic(batch.features.to(device), batch.lengths.to(device))
-            paths, blank = best_paths(log_probs, lengths)
-            blanks, frames = blanks + blank, frames + int(lengths.sum())
-            if decoder is not None:
-                paths = [list(best[0].labels) for best in decoder(log_probs.cpu(), lengths.cpu())]
+            log_probs, lengths = log_probs.cpu(), lengths.cpu()
+            blank = (log_probs.argmax(-1) == BLANK) & frame_mask(lengths, log_probs.shape[1])
+            blanks, frames = blanks + int(blank.sum()), frames + int(lengths.sum())
+            paths = [best[0].labels for best in decoder(log_probs, lengths)]
             hypotheses.update((row, tokenizer.decode(path)) for row, path in zip(batch.rows, paths, strict=True))
     scores = score(
         (
