@@ -8,8 +8,10 @@ is ever "extracted": asrkit opens regular members and writes their bytes under n
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import IO, Any
 from asrkit.common_voice import CommonVoice
 from asrkit.disk import disk_full, free_bytes, storage_error, sync_folder
 from asrkit.errors import DataError, nearest
-from asrkit.extraction import ClipWriter, announce, bar, clips, has_size, on_disk
+from asrkit.extraction import ClipWriter, announce, bar, clips, has_size, new_draft, on_disk
 from asrkit.manifest import Manifest
 from asrkit.selection import DataReport
 from asrkit.tables import SUFFIXES
@@ -28,6 +30,7 @@ from asrkit.utterances import Utterance
 
 ENDINGS = (".tar.gz", ".tgz", ".tar")
 MEMBERS = "members.tsv"
+TABLES = "tables.json"  # what must lie beside it; written before it, and no name of a table
 UNREAD = ("validated_sentences.tsv", "unvalidated_sentences.tsv")  # hundreds of MB that no reader asks for
 PART = "clips"  # audio lies here; a table in it is no table of the release
 
@@ -35,8 +38,9 @@ PART = "clips"  # audio lies here; a table in it is no table of the release
 class Archive:
     """A .tar.gz, .tgz or .tar with one Common Voice language (`cv-corpus-*/es/...`, or any folder) or one manifest.
 
-    Tables and wanted clips lie in `cache`/clips-<hash of the archive>/, in the archive's own layout. language: the
-    folder to take where the archive has several. All other options are those of `CommonVoice` and of `Manifest`.
+    Tables and wanted clips lie in `cache`/clips-<hash of the archive>/, in the archive's own layout. Of a clip that the
+    archive has twice the last counts, as for tar. language: the folder to take where the archive has several. All other
+    options are those of `CommonVoice` and of `Manifest`.
     progress: None shows a bar on a terminal.
 
     Raises TrustError (exit 7) for members that are links, devices, sparse, or whose names leave the folder; DataError
@@ -76,9 +80,12 @@ class Archive:
         """The reader of the tables inside; the archive is read once for them, the first time that it is opened."""
         from asrkit.corpus import open_corpus
 
-        if not (self.folder / MEMBERS).is_file():
+        if not self._is_complete():
             self._read_tables()
-        return open_corpus(self._inside(), **self._options)
+        corpus = open_corpus(self._inside(), **self._options)
+        if isinstance(corpus, Manifest):  # of which no clip is there yet
+            corpus.exists = self._has
+        return corpus
 
     def splits(self) -> list[str]:
         """The splits of the corpus inside."""
@@ -91,7 +98,10 @@ class Archive:
     def fetch(self, utterances: list[Utterance]) -> None:
         """Take the clips of these utterances that are not there yet, in one pass."""
         wanted = {os.path.relpath(utterance.audio, self.folder) for utterance in utterances}
-        sizes = {name: size for name, size in self._members() if name in wanted}
+        found = [(name, size) for name, size in self._members() if name in wanted]
+        sizes, times = dict(found), Counter(name for name, _ in found)
+        if len(sizes) < len(found):
+            self.report.note("twice_in_archive", file=str(self.root), clips=len(found) - len(sizes))
         todo = {name: size for name, size in sizes.items() if not has_size(self.folder / name, size)}
         if not todo:
             return
@@ -102,6 +112,9 @@ class Archive:
             for name, member, data in members_of(self.root):
                 if name not in todo or data is None:
                     continue
+                times[name] -= 1
+                if times[name]:  # there is a later one
+                    continue
                 content = data.read()
                 if len(content) != todo.pop(name):
                     raise DataError(f"{self.root}: {member.name} has changed", fix="run again", reason="not_archive")
@@ -109,6 +122,26 @@ class Archive:
                 shown.update()
                 if not todo:
                     break
+
+    def _is_complete(self) -> bool:
+        """Whether the list and the tables of the first pass are there; folders of clips that are gone are made."""
+        try:
+            tables = json.loads((self.folder / TABLES).read_bytes())
+            whole = all(has_size(self.folder / name, size) for name, size in tables["files"].items())
+            if not whole or not (self.folder / MEMBERS).is_file():
+                return False
+            for name in tables["folders"]:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return True
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self._members())
+
+    def _has(self, path: Path) -> bool:
+        return os.path.relpath(path, self.folder) in self._names
 
     def _members(self) -> Iterator[tuple[str, int]]:
         """Name and size of every file of the archive, from the list that the first pass has made."""
@@ -119,22 +152,34 @@ class Archive:
 
     def _read_tables(self) -> None:
         """The first pass. Everything is made under another name and renamed at the end."""
-        draft = self.folder.with_name(f".tmp-{self.folder.name}-{os.getpid()}")
+        draft = new_draft(self.folder)
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
             self._list_into(draft)
-            if not self.folder.exists():  # another process may have been faster
+            if not self.folder.exists():
                 os.replace(draft, self.folder)
                 sync_folder(self.folder.parent)
+            elif not self._is_complete():  # it is, where another process was faster; else somebody cleaned up
+                self._restore(draft)
         except OSError as error:
             raise storage_error(error, draft) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
+    def _restore(self, draft: Path) -> None:
+        """Put the tables back into a folder that has lost its list, and the list last; clips that are there stay."""
+        files = [path for path in draft.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == MEMBERS):
+            place = self.folder / path.relative_to(draft)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        self._is_complete()  # which makes the folders
+
     def _list_into(self, draft: Path) -> None:
         total = self.root.stat().st_size
-        folders = set()
+        folders: set[str] = set()
+        tables: dict[str, int] = {}
         with (
             bar(total, "B", "reading the archive for its tables", self.progress) as shown,
             (draft / MEMBERS).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as listing,
@@ -148,13 +193,18 @@ class Archive:
                     folders.add(folder)
                 elif (base.lower().endswith(SUFFIXES) or base == "times.txt") and base not in UNREAD:
                     _save(data, member, draft / name)
+                    tables[name] = member.size
         for folder in folders:
             (draft / folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"files": tables, "folders": sorted(folders)})
+        (draft / TABLES).write_text(text, encoding="ascii", newline="\n")
 
     def _inside(self) -> Path:
         """The one folder that holds the wanted corpus."""
         holders = [self.folder, *(path for path in sorted(self.folder.rglob("*")) if self._may_hold(path))]
-        found = [path for path in holders if CommonVoice.recognizes(path) or Manifest.recognizes(path)]
+        files = [name for name in (self._options[key] for key in ("train", "dev", "test")) if name]
+        found = [path for path in holders if files and all((path / name).is_file() for name in files)]
+        found = found or [path for path in holders if CommonVoice.recognizes(path) or Manifest.recognizes(path)]
         if self.language:
             found = [path for path in found if path.name == self.language]
         if len(found) == 1:

@@ -7,6 +7,7 @@ is in `Audio.notes`; whatever cannot be used is an `AudioError` with a reason co
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from asrkit import registry
+from asrkit.disk import unreadable
 from asrkit.errors import AudioError
 from asrkit.soundfile_reader import (
     Decoded,
@@ -34,7 +36,10 @@ MAX_PEAK = 8.0  # full scale is 1; louder than this is a wrong format, not loud 
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01
 TRUNCATED_SHARE, TRUNCATED_SECONDS = 0.02, 0.1
 MIX_LOSS_DB = 20.0  # channels that cancel by more than this are in anti-phase
+LONGEST = 600.0  # seconds of a clip of the test split, which no recipe shortens: what bounds memory there
 MIN_OUTPUTS, ROWS = 32, 4096  # outputs per row of a resampling product, rows per product
+READ = 1 << 20  # bytes
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # no such file; all else may pass
 MAX_RATIO = 1_000  # largest numerator and denominator of a resampling ratio: bounds the filter bank
 
 
@@ -79,15 +84,18 @@ def read_audio(
     Raises `AudioError` with reason `missing`, `empty_file`, `not_audio`, `needs_pyav` (a format that needs
     PyAV), `truncated` (decoded and promised length differ by over 2 % and over 0.1 s, or the decoder gave up),
     `nonfinite`, `bad_scale` (peak over 8) or `no_samples`. Ogg, and MP3 without a Xing header, promise
-    nothing that a clean cut would not shorten too: `clip_durations.tsv` is what shows those.
+    nothing that a clean cut would not shorten too: `clip_durations.tsv` is what shows those. Raises `StorageError`
+    (`unreadable`) where the file is there and the disk, or a missing permission, does not let it be read.
     """
     name = label(source)
     if start < 0 or (end is not None and end <= start):
         raise AudioError(f"{name}: nothing lies between start={start} s and end={end} s", reason="no_samples")
     opened, head = _head(source, name)
-    decoded = _reader(head, name).read(opened, start, end, max_seconds)
+    decoded = _decode(opened, head, name, start, end, max_seconds)
     truncated = _truncation(decoded, name)
-    if truncated is not None and not keep_truncated:
+    if truncated is not None:
+        _read_through(opened, name)
+    if truncated is not None and not (keep_truncated and len(decoded.samples)):
         raise truncated
     _check(decoded, name)
     mono, notes = _to_mono(decoded.samples)
@@ -171,16 +179,51 @@ def _head(source: Source, name: str) -> tuple[Path | BinaryIO, bytes]:
         try:
             with path.open("rb") as file:
                 head = file.read(64)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
+        except IsADirectoryError as error:
+            raise AudioError(f"{name} is a folder", fix="name a file in it", reason="not_audio") from error
+        except ValueError as error:  # a name that no file can have
+            raise AudioError(f"{name} cannot be opened: {error}", fix="check the path", reason="missing") from error
+        except OSError as error:
+            if error.errno not in MISSING:
+                raise unreadable(error, name) from error
+            why = error.strerror
             raise AudioError(f"{name} cannot be opened: {why}", fix="check the path", reason="missing") from error
         opened: Path | BinaryIO = path
     else:
-        data = source if isinstance(source, bytes) else source.read()
+        try:
+            data = source if isinstance(source, bytes) else source.read()
+        except OSError as error:
+            raise unreadable(error, name) from error
         opened, head = io.BytesIO(data), data[:64]
     if not head:
         raise AudioError(f"{name} is empty (0 bytes)", fix="record or download it again", reason="empty_file")
     return opened, head
+
+
+def _decode(
+    opened: Path | BinaryIO, head: bytes, name: str, start: float, end: float | None, limit: float | None
+) -> Decoded:
+    """What the reader of this format makes of it."""
+    reader = _reader(head, name)
+    try:
+        decoded: Decoded = reader.read(opened, start, end, limit)
+    except OSError as error:
+        raise unreadable(error, name) from error
+    except AudioError:
+        _read_through(opened, name)
+        raise
+    return decoded
+
+
+def _read_through(opened: Path | BinaryIO, name: str) -> None:
+    """Read a file to its end: decoders call it damaged when it is the disk that fails. Raises `StorageError`."""
+    if isinstance(opened, Path):
+        try:
+            with opened.open("rb", buffering=0) as file:
+                while file.read(READ):
+                    pass
+        except OSError as error:
+            raise unreadable(error, name) from error
 
 
 def _reader(head: bytes, name: str) -> Any:
@@ -188,11 +231,9 @@ def _reader(head: bytes, name: str) -> Any:
     builtin = SoundfileReader()
     if builtin.can_read(head):
         return builtin
-    for plugin in registry.list_plugins("audio"):
-        if plugin.name != "soundfile":
-            reader = registry.load("audio", plugin.name)()
-            if reader.can_read(head):
-                return reader
+    for plugin, guest in registry.loadable("audio").items():
+        if plugin != "soundfile" and (reader := guest()).can_read(head):
+            return reader
     possible = ", ".join(builtin.formats)
     if container(head) == "pyav":
         raise AudioError(

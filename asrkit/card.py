@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from asrkit.model import CTCModel, parameter_count
+from asrkit.subset import header
+from asrkit.survey_audio import sample
+from asrkit.utterances import Utterance
+
+LOOKED_AT = 200  # clips; the same ones on any machine
+
+
+def source_rates(utterances: Sequence[Utterance]) -> dict[str, int]:
+    """Samples per second that the headers of some clips give -> number of these clips, the most frequent first."""
+    found = Counter(header(utterance.audio)[1] for utterance in sample(utterances, LOOKED_AT))
+    return {str(rate): count for rate, count in found.most_common() if rate}
 
 
 def model_card(recipe: dict[str, Any], facts: dict[str, Any], model: CTCModel) -> str:
@@ -44,6 +57,8 @@ def model_card(recipe: dict[str, Any], facts: dict[str, Any], model: CTCModel) -
             f"Text rules `{recipe['text']['rules']}`, tokenizer `{recipe['text']['tokenizer']}`. Excluded: {excluded}. "
             f"Between the splits: {facts['leakage']}.",
             "",
+            _recorded_at(facts["source_rates"], recipe["data"]["sample_rate"]),
+            "",
             "Splits, as sha256 of their sorted (id, sentence, speaker); scores compare only where these are equal:",
             "",
             *hashes,
@@ -58,3 +73,14 @@ def model_card(recipe: dict[str, Any], facts: dict[str, Any], model: CTCModel) -
             "",
         ]
     )
+
+
+def _recorded_at(rates: dict[str, int], model_rate: int) -> str:
+    """A sentence on the sample rates of the training clips, and on what the model cannot have heard in them."""
+    total = sum(rates.values())
+    if not total:
+        return "The sample rates of its training clips are unknown."
+    text = ", ".join(f"{count} at {rate} Hz" for rate, count in rates.items())
+    low = sum(count for rate, count in rates.items() if int(rate) < model_rate)
+    without = f"; {low} of them have nothing above half of their rate, where the model has bands" if low else ""
+    return f"Recorded (of {total} training clips that were looked at): {text}{without}."

@@ -3,12 +3,14 @@
 Decides about decoded audio: `truncated` (the header or the corpus claims another length, off by over 2 % and over
 0.1 s), `silent` (peak below -60 dB of full scale), `too_long`, `too_short` (not one frame), `nonfinite`, and whatever
 `asrkit.audio` raises. What may be used but should be known is a note: `clipped`, `low_rate`, `anti_phase`, and
-`truncated` where the recipe keeps such clips.
+`truncated` where the recipe keeps such clips. A file that the disk, or a missing permission, keeps from us raises
+StorageError: that says nothing about the clip, so it must not be kept as an exclusion.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ from asrkit.shards import Outcome
 SILENT_PEAK = 1e-3  # of full scale: -60 dB
 FULL_SCALE = 32768  # of int16
 TRUNCATED = ("drop", "keep")
+TOGETHER = 30.0  # seconds: longer clips (scored ones may have ten minutes) are worked on one at a time, or memory goes
+_alone = threading.Lock()
 NOTES = ("clipped", "low_rate", "anti_phase")
 
 
@@ -83,21 +87,33 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
 def _prepared(
     utterance: Utterance, extractor: FeatureExtractor, limits: Limits, compute: Callable[[Audio], np.ndarray]
 ) -> Outcome:
-    try:
-        audio = read_audio(
-            utterance.audio,
-            extractor.sample_rate,
-            start=utterance.start,
-            end=utterance.end,
-            max_seconds=limits.max_seconds + 0.001,  # a little more than allowed tells a long clip from a fitting one
-            keep_truncated=True,
-        )
+    def outcome(audio: Audio) -> Outcome:
         notes = _judge(audio, utterance, extractor, limits)
         return Outcome(utterance.id, compute(audio), notes=tuple(notes))
+
+    try:
+        together = min(limits.max_seconds, TOGETHER)
+        audio = _read(utterance, extractor.sample_rate, together)
+        if together == limits.max_seconds or not ("cut" in audio.notes or (audio.claimed_seconds or 0.0) >= together):
+            return outcome(audio)
+        del audio
+        with _alone:
+            return outcome(_read(utterance, extractor.sample_rate, limits.max_seconds))
     except _Unusable as why:
         return Outcome(utterance.id, None, why.reason, why.numbers)
     except AudioError as error:
         return Outcome(utterance.id, None, error.reason or "not_audio", {"detail": error.what})
+
+
+def _read(utterance: Utterance, rate: int, seconds: float) -> Audio:
+    return read_audio(
+        utterance.audio,
+        rate,
+        start=utterance.start,
+        end=utterance.end,
+        max_seconds=seconds + 0.001,  # a little more than allowed tells a long clip from a fitting one
+        keep_truncated=True,
+    )
 
 
 def _judge(

@@ -10,12 +10,17 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asrkit.errors import DataError, RecipeError, nearest
 from asrkit.selection import DataReport
-from asrkit.tables import Row, header_or_nothing, path_inside, read_header, read_rows
+from asrkit.tables import header_or_nothing, path_inside, read_header, read_rows
 from asrkit.utterances import Cells, Utterance, claim_seconds, paused_collector, without_duplicates
+
+if TYPE_CHECKING:
+    from asrkit.durations import Durations
 
 COLLECTIVE = "the Mozilla Data Collective (`asrkit data get common-voice-es` prints the steps)"
 
@@ -74,11 +79,17 @@ class CommonVoice:
         with paused_collector():
             utterances = self._chosen(without_duplicates(self._utterances(table, split), table, self.report), table)
             names = [utterance.audio.name for utterance in utterances]
-            seconds = Durations(self.root, self.report).of(names)
+            seconds = self._durations.of(names)
             if seconds:
                 for utterance, name in zip(utterances, names, strict=True):
                     claim_seconds(utterance, seconds.get(name))
         return utterances
+
+    @cached_property
+    def _durations(self) -> Durations:
+        from asrkit.durations import Durations
+
+        return Durations(self.root, self.report)
 
     def _utterances(self, table: Path, split: str) -> Iterator[tuple[int, Utterance]]:
         header = read_header(table)
@@ -86,12 +97,15 @@ class CommonVoice:
         renamed = "accents" not in header
         names = tuple("accents" if header[i] == "accent" and renamed else header[i] for i in others)
         places = [header.index(name) if name in header else 0 for name in self.COLUMNS]
+        below = len(str(self._clips)) + 1
         for row in read_rows(table, self.COLUMNS):
             values = row.values
             client, path, sentence = [values[place] for place in places]
-            if path and "." not in path:  # releases 1 to 3 leave the ending out
-                path += ".mp3"
             audio = path_inside(self._clips, path, row)
+            if "/" in path:  # ./a.mp3 is a.mp3
+                path = str(audio)[below:]
+            if "." not in path:  # releases 1 to 3 leave the ending out
+                audio = audio.with_name(f"{audio.name}.mp3")
             text = unicodedata.normalize("NFC", sentence)
             extra = Cells(names, [values[place] for place in others])
             name = os.path.splitext(path)[0]
@@ -99,7 +113,7 @@ class CommonVoice:
 
     def _chosen(self, found: dict[int, Utterance], table: Path) -> list[Utterance]:
         """Without benchmark segments and reported sentences, as far as the recipe leaves them out."""
-        complaints = self._complaints() if self.reported == "drop" else {}
+        complaints = self._complaints if self.reported == "drop" else {}
         kept = []
         for line, utterance in found.items():
             segment = utterance.extra.get("segment", "")
@@ -119,8 +133,10 @@ class CommonVoice:
             )
         return kept
 
+    @cached_property
     def _complaints(self) -> dict[str, str]:
-        """sentence_id and sentence -> why it was reported."""
+        """sentence_id and sentence -> why it was reported. People write into this table: lines that are none of its
+        rows (a complaint with a line break) are noted."""
         table = self.root / "reported.tsv"
         if not table.is_file():
             raise DataError(
@@ -129,11 +145,14 @@ class CommonVoice:
                 reason="missing_table",
             )
         found = {}
-        for row in read_rows(table, ("sentence", "reason")):
+        skipped: list[int] = []
+        for row in read_rows(table, ("sentence", "reason"), skipped):
             why = row.cells["reason"] or "no reason given"
             found[unicodedata.normalize("NFC", row.cells["sentence"])] = why
             found[row.cells.get("sentence_id", "")] = why
         found.pop("", None)
+        if skipped:
+            self.report.note("reported_not_read", file=str(table), lines=len(skipped), first=skipped[0])
         return found
 
     def _no_split(self, split: str) -> DataError:
@@ -150,72 +169,3 @@ class CommonVoice:
         return DataError(
             f"{self.root}: no split {split!r}", possible=nearest(split, tables) or "none", reason="unknown_split"
         )
-
-
-class Durations:
-    """Durations of clips in seconds, as the release says them; read by Arrow, since the table has a row for each of up
-    to 1.7 million clips."""
-
-    def __init__(self, root: Path, report: DataReport) -> None:
-        self._table, self._times, self._report = root / "clip_durations.tsv", root / "times.txt", report
-
-    def of(self, clips: list[str]) -> dict[str, float]:
-        """Clip name -> seconds for these clips, as far as the release says.
-
-        Raises DataError naming the line of `clip_durations.tsv` that is not as it should be.
-        """
-        if self._table.is_file():
-            return self._from_table(clips)
-        return self._from_times(set(clips)) if self._times.is_file() else {}
-
-    def _from_table(self, clips: list[str]) -> dict[str, float]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        from pyarrow import csv
-
-        wanted = pa.array(clips, pa.string())
-        found: dict[str, float | None] = {}
-        types = {"clip": pa.string(), "duration[ms]": pa.float64()}
-        try:
-            with csv.open_csv(
-                self._table,
-                read_options=csv.ReadOptions(block_size=1 << 24),  # bytes; a hash table of `wanted` is made for each
-                parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, double_quote=False),
-                convert_options=csv.ConvertOptions(column_types=types, null_values=[""]),
-            ) as blocks:
-                for block in blocks:
-                    rows = block.filter(pc.is_in(block["clip"], value_set=wanted))
-                    found.update(zip(rows["clip"].to_pylist(), rows["duration[ms]"].to_pylist(), strict=True))
-        except (pa.ArrowInvalid, KeyError):  # let the careful reader name the line
-            return self._carefully(set(clips))
-        if any(value is not None and not 0 <= value < float("inf") for value in found.values()):
-            return self._carefully(set(clips))
-        return {clip: value / 1000 for clip, value in found.items() if value is not None}
-
-    def _carefully(self, clips: set[str]) -> dict[str, float]:
-        found = {}
-        for row in read_rows(self._table, ("clip", "duration[ms]")):
-            milliseconds = row.number("duration[ms]")
-            if milliseconds is not None and row.cells["clip"] in clips:
-                found[row.cells["clip"]] = milliseconds / 1000
-        return found
-
-    def _from_times(self, clips: set[str]) -> dict[str, float]:
-        """`times.txt` is older and nowhere described: lines that are no clip and number are noted, not an error."""
-        found: dict[str, float] = {}
-        strange: list[Row] = []
-        with self._times.open(encoding="utf-8", errors="replace") as file:
-            for line, text in enumerate(file, start=1):
-                cells = [*text.split(), "", ""][:2]
-                row = Row(self._times, line, ["clip", "duration[ms]"], cells)
-                try:
-                    milliseconds = row.number("duration[ms]")
-                except DataError:
-                    milliseconds = None
-                if milliseconds is None and line > 1:
-                    strange.append(row)
-                elif milliseconds is not None and cells[0] in clips:
-                    found[cells[0]] = milliseconds / 1000
-        if strange:
-            self._report.note("times_not_read", file=str(self._times), lines=len(strange), first=strange[0].line)
-        return found

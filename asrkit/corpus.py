@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +38,12 @@ __all__ = [
     "open_data",
     "select_texts",
     "split_hash",
+    "split_names",
 ]
 
+FILES = ("train", "dev", "test")  # options of readers that take names of files for these splits
+HUB = "hf://"  # what a Hub dataset begins with: without it, a mistyped path would be asked for there
+LEFT_HUB = "mozilla-foundation/common_voice"  # answered without a network
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -85,14 +89,20 @@ def open_data(data: Mapping[str, Any], report: DataReport | None = None, progres
             fix="--data.root=.../cv-corpus-.../es, or make a synthetic corpus with `asrkit data synth`",
             reason="missing_corpus",
         )
-    files = {key: data[key] for key in ("train", "dev", "test") if Path(data.get(key) or "").suffix in SUFFIXES}
+    files = {key: data[key] for key, name in split_names(data).items() if name != data[key]}
     defaults = {"column": None, "language": None, "reported": "keep", "segments": "all"}
     chosen = {key: data[key] for key, default in defaults.items() if data.get(key, default) != default}
-    name, path = _reader(data["root"], data.get("format"))
+    name, path = _reader(data["root"], data.get("format"), files.values())
     known = inspect.signature(registry.load("corpora", name)).parameters
     offered = {"cache": data.get("cache"), "progress": progress}
     chosen |= {key: value for key, value in offered.items() if key in known}
-    return open_corpus(path, name, report=report, **files, **chosen)
+    return _opened(name, path, {"report": report, **files, **chosen})
+
+
+def split_names(data: Mapping[str, Any]) -> dict[str, str]:
+    """train, dev, test as far as a `data:` section names them -> what `read` of its corpus is to be asked for."""
+    named = {key: str(data[key]) for key in FILES if data.get(key)}
+    return {key: key if Path(name).suffix.lower() in SUFFIXES else name for key, name in named.items()}
 
 
 def open_corpus(root: Path | str, format: str | None = None, **options: Any) -> Corpus:
@@ -102,41 +112,77 @@ def open_corpus(root: Path | str, format: str | None = None, **options: Any) -> 
     a root that is missing (`missing_corpus`) or that no reader or more than one recognizes (`unknown_corpus`);
     RecipeError for an unknown reader or option.
     """
-    name, path = _reader(root, format)
+    files = [name for key, name in options.items() if key in FILES and name is not None]
+    return _opened(*_reader(root, format, files), options)
+
+
+def _opened(name: str, root: Path | str, options: dict[str, Any]) -> Corpus:
+    """The reader of this name with these options, which are checked."""
     cls = registry.load("corpora", name)
     parameters = list(inspect.signature(cls).parameters)
     options = {key: value for key, value in options.items() if value is not None}
     unknown = [option for option in options if option not in parameters]
+    if unknown and unknown[0] in FILES:
+        raise RecipeError(
+            f"data.{unknown[0]} is {options[unknown[0]]!r}, but the splits of {name!r} have names, not files",
+            fix=f"--data.{unknown[0]}={Path(options[unknown[0]]).stem}",
+            reason="unknown_option",
+        )
     if unknown:
         raise RecipeError(
             f"corpus {name!r} has no option {unknown[0]!r}",
-            possible=nearest(unknown[0], [option for option in parameters if option != "root"]),
+            possible=nearest(unknown[0], [p for p in parameters if p not in ("root", "report", "progress")]) or "none",
             reason="unknown_option",
         )
-    return cls(path, **options)
+    corpus: Corpus = cls(root, **options)
+    return corpus
 
 
 _POSSIBLE = (
     "one Common Voice language (the extracted folder with clips/ and train.tsv, or the .tar.gz as downloaded), a "
-    "folder or table of your own, audio with text files beside it, Parquet files, or a Hub dataset OWNER/NAME"
+    "folder or table of your own, audio with text files beside it, Parquet files, or a Hub dataset hf://OWNER/NAME"
 )
 _FIX = f"get a release from {COLLECTIVE} and give its path, or make a synthetic corpus with `asrkit data synth`"
 
 
-def _reader(root: Path | str, format: str | None) -> tuple[str, Path]:
-    """Name of the reader, and the path it gets."""
-    path = Path(root).expanduser()
+def _reader(root: Path | str, format: str | None, files: Iterable[str] = ()) -> tuple[str, Path | str]:
+    """Name of the reader, and the root it gets. files: the tables that data.train, dev and test name."""
+    text, path = str(root), Path(root).expanduser()
+    if text.startswith(HUB):
+        return _on_hub(text, format), text
     if path.exists():
-        return format or _recognized(path), path
-    on_hub = HUB_NAME.fullmatch(str(root)) and not path.parent.exists()
-    if not on_hub:
-        raise DataError(f"data.root: {root} does not exist", possible=_POSSIBLE, fix=_FIX, reason="missing_corpus")
-    return format or "parquet", Path(root)
+        return format or _recognized(path, list(files)), path
+    is_name = HUB_NAME.fullmatch(text) is not None
+    if is_name and (format == "parquet" or text.startswith(LEFT_HUB)):
+        return "parquet", HUB + text
+    raise DataError(
+        f"data.root: {root} does not exist",
+        possible=_POSSIBLE,
+        fix=f"correct the path, or say {HUB}{text} if a Hub dataset is meant; {_FIX}" if is_name else _FIX,
+        reason="missing_corpus",
+    )
 
 
-def _recognized(path: Path) -> str:
-    names = [plugin.name for plugin in registry.list_plugins("corpora")]
-    matches = [name for name in names if registry.load("corpora", name).recognizes(path)]
+def _on_hub(root: str, format: str | None) -> str:
+    """The reader of a Hub dataset, whose name is looked at before anyone is asked."""
+    if not HUB_NAME.fullmatch(root.removeprefix(HUB)):
+        raise DataError(f"data.root: {root} names no Hub dataset", possible=f"{HUB}OWNER/NAME", reason="missing_corpus")
+    if format not in (None, "parquet"):
+        raise RecipeError(
+            f"data.format is {format!r}, but {root} is a Hub dataset",
+            possible="parquet, or no data.format",
+            reason="unknown_option",
+        )
+    return "parquet"
+
+
+def _recognized(path: Path, files: Sequence[str] = ()) -> str:
+    readers = registry.loadable("corpora")
+    names = list(readers)
+    matches = [name for name, reader in readers.items() if reader.recognizes(path)]
+    named = files and path.is_dir() and all((path / name).is_file() for name in files)
+    if named and not set(matches) & {"common_voice", "manifest"}:  # lists/train.tsv: a manifest that is told, not found
+        return "manifest"
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -1,11 +1,14 @@
-"""Writing to disk so that a crash leaves the old or the new contents, and disk errors in words."""
+"""Writing to disk so that a crash leaves the old or the new contents, leftovers of killed processes, and disk errors in
+words."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import shutil
+import socket
 from pathlib import Path
 
 from asrkit.errors import StorageError
@@ -64,6 +67,41 @@ def disk_full(path: Path, size: int) -> StorageError:
         free = "free space unknown"
     what = f"{path}: no space left: needs {size / 1e6:.1f} MB, {free}"
     return StorageError(what, fix="free some space; the same command goes on", reason="disk_full")
+
+
+def unreadable(error: OSError, name: Path | str) -> StorageError:
+    """The error for a file that is there and cannot be read now: unlike a broken file, it may be well tomorrow."""
+    if isinstance(error, PermissionError):
+        fix = "give this user the right to read it, and to enter its folders"
+    else:
+        fix = "mend the disk or its connection; the same command goes on"
+    return StorageError(f"{name} cannot be read: {error.strerror or error}", fix=fix, reason="unreadable")
+
+
+def temporary_name(name: str) -> str:
+    """A name for what this process is about to make; `remove_leftovers` finds it if the process is killed."""
+    return f".tmp-{socket.gethostname()}-{os.getpid()}-{name}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that are no more have left unfinished in a folder.
+
+    What those of other machines made (the folder may be shared) may still be written to.
+    """
+    for path in folder.glob(".tmp-*"):
+        match = re.match(rf"\.tmp-(?:{re.escape(socket.gethostname())}-)?(\d+)-", path.name)
+        if match is None:
+            continue
+        try:
+            os.kill(int(match[1]), 0)
+        except (ProcessLookupError, OverflowError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        except OSError:  # it lives, and is somebody else's
+            continue
 
 
 def free_bytes(path: Path) -> int:

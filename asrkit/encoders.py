@@ -9,14 +9,15 @@ A normalization plugin is an encoder that overrides one method::
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from asrkit.entries import WRAPPED, NormSlot, RecurrentLayer, options_of, signature
 from asrkit.errors import AsrkitError, RecipeError, nearest
 from asrkit.layers import (
     ACTIVATIONS,
@@ -27,12 +28,10 @@ from asrkit.layers import (
     Layer,
     Linear,
     Residual,
-    is_empty,
     make_activation,
     make_dropout,
 )
-from asrkit.masking import frame_mask, zero_padding
-from asrkit.recurrent import Recurrent
+from asrkit.masking import zero_padding
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,10 @@ class NormOptions:
     eps: added to the variance (1). affine: whether gain and bias are learned. momentum: weight of the newest batch in
     running averages. min_count: frame-wise BN trusts the statistics of a time step from this many frames on.
     max_steps: frame-wise BN stores this many time steps; later ones share the last row. allow_batch_of_one: let
-    frame-wise BN train with batches of one utterance, on running statistics alone.
+    frame-wise BN train with batches of one utterance, on running statistics alone. masked: whether statistics over time
+    leave the padding out; false counts it as zeros, the usual mistake. groups: of features, in group norm. gain: what
+    the learned gain starts at. renorm_r, renorm_d: limits of batch renormalization's corrections (1), reached after
+    renorm_warmup training batches.
     """
 
     eps: float = 1e-5
@@ -51,6 +53,12 @@ class NormOptions:
     min_count: int = 16
     max_steps: int = 1024
     allow_batch_of_one: bool = False
+    masked: bool = True
+    groups: int = 8
+    gain: float = 1.0
+    renorm_r: float = 3.0
+    renorm_d: float = 5.0
+    renorm_warmup: int = 1000
 
 
 class Encoder(nn.Module):
@@ -58,11 +66,13 @@ class Encoder(nn.Module):
 
     `forward(x (B, T, F), lengths (B,)) -> (y (B, T', D), lengths' (B,))`; D = `output_size`; `num_frames(T)` is the
     real T' for an integer or an integer tensor. Real output frames depend on real input frames only. `batch_statistics`
-    says whether statistics are taken over the batch in training.
+    says whether statistics are taken over the batch in training; `deviations` what `asrkit.testing` may find, by check,
+    each with the reason.
     """
 
     asrkit_api = 1
     batch_statistics = False
+    deviations: ClassVar[dict[str, str]] = {}
     output_size: int
 
     def num_frames(self, frames: Any) -> Any:
@@ -71,31 +81,6 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
-
-
-class NormSlot(Layer):
-    """The place of `norm` in the stack: calls the plugin's module with the mask of real frames."""
-
-    def __init__(self, norm: nn.Module, input_size: int, channels: int = 1) -> None:
-        super().__init__()
-        self.norm, self.output_size, self.channels = norm, input_size, channels
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.norm(x, frame_mask(lengths, x.shape[1])), lengths
-
-
-class RecurrentLayer(Layer):
-    """GRU or LSTM in one or two directions over the real frames of each utterance: (B, T, C) -> (B, T, D)."""
-
-    def __init__(self, input_size: int, cell: str, bidirectional: bool, options: dict[str, Any]) -> None:
-        super().__init__()
-        self.recurrent = Recurrent(input_size, cell=cell, bidirectional=bidirectional, **options)
-        self.output_size = self.recurrent.output_size
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        if is_empty(x.shape[1]):
-            return x.new_zeros(x.shape[0], 0, self.output_size), lengths
-        return self.recurrent(x, lengths), lengths
 
 
 class StackEncoder(Encoder):
@@ -117,6 +102,13 @@ class StackEncoder(Encoder):
         """The norm for C = `size` features: `norm(x (B, T, C), mask (B, T)) -> (B, T, C)`. Plugins override this."""
         raise NotImplementedError(f"{type(self).__name__} must define make_norm(size)")
 
+    def wrap(self, layer: nn.Module, weights: tuple[str, ...]) -> nn.Module:
+        """A layer that a norm goes before, or into: `weights` are the names of its tensors that feed normalized sums.
+
+        A norm of weights puts parametrizations on them, in place, and returns the layer. Default: nothing is done.
+        """
+        return layer
+
     def num_frames(self, frames: Any) -> Any:
         return self.stack.num_frames(frames)
 
@@ -137,6 +129,7 @@ class StackEncoder(Encoder):
             layer = self._layer(spec, size, channels, f"{where}.{index}")
             size, channels = layer.output_size, layer.channels
             layers.append(layer)
+        self._wrap_after_norm(layers)
         return Chain(layers, input_size, input_channels)
 
     def _layer(self, spec: Any, size: int, channels: int, where: str) -> Layer:
@@ -164,22 +157,26 @@ class StackEncoder(Encoder):
         except (TypeError, ValueError) as error:
             raise RecipeError(
                 f"{where}: {name} does not take {options!r} ({error})",
-                possible=_signature(name),
+                possible=signature(name),
                 reason="layer_option",
             ) from error
 
     def _builders(self) -> dict[str, Callable[[Any, int, int, str], Layer]]:
         def activation(name: str) -> Callable[[Any, int, int, str], Layer]:
-            return lambda o, size, channels, _: FrameWise(make_activation(name, _options(name, o)), size, channels)
+            return lambda o, size, channels, _: FrameWise(make_activation(name, options_of(name, o)), size, channels)
 
         def recurrent(cell: str, both: bool) -> Callable[[Any, int, int, str], Layer]:
-            return lambda o, size, _, __: RecurrentLayer(size, cell, both, _options(cell, o))
+            def build(options: Any, size: int, _: int, where: str) -> Layer:
+                make_norm = partial(self._made_norm, where)
+                return self._wrapped_recurrent(RecurrentLayer(size, cell, both, make_norm, **options_of(cell, options)))
+
+            return build
 
         return {
-            "conv": lambda o, size, channels, _: Conv(size, **_options("conv", o), input_channels=channels),
-            "context": lambda o, size, _, __: Context(size, **_options("context", o)),
-            "linear": lambda o, size, _, __: Linear(size, **_options("linear", o)),
-            "dropout": lambda o, size, channels, _: FrameWise(make_dropout(**_options("dropout", o)), size, channels),
+            "conv": lambda o, size, channels, _: Conv(size, **options_of("conv", o), input_channels=channels),
+            "context": lambda o, size, _, __: Context(size, **options_of("context", o)),
+            "linear": lambda o, size, _, __: Linear(size, **options_of("linear", o)),
+            "dropout": lambda o, size, channels, _: FrameWise(make_dropout(**options_of("dropout", o)), size, channels),
             "norm": self._norm,
             "residual": self._residual,
             "repeat": self._repeat,
@@ -197,9 +194,16 @@ class StackEncoder(Encoder):
                 fix="set them for all norms at once in the recipe's `norm:` section",
                 reason="layer_option",
             )
+        return NormSlot(self._made_norm(where, size), size, channels)
+
+    def _made_norm(self, where: str, size: int, gain: float | None = None) -> nn.Module:
+        """What `make_norm` returns, with another initial gain if one is given; RecipeError if it is no module."""
         maker = f"{type(self).__module__}.{type(self).__qualname__}.make_norm({size})"
         contract = "an nn.Module: norm(x (B, T, C), mask (B, T)) -> (B, T, C)"
+        options = self.norm
         try:
+            if gain is not None:
+                self.norm = replace(options, gain=gain)
             with torch.random.fork_rng():  # a norm that draws numbers must not change the weights of the other layers
                 norm = self.make_norm(size)
         except AsrkitError:
@@ -211,9 +215,39 @@ class StackEncoder(Encoder):
                 fix="mend the plugin; with --debug you see where it fails",
                 reason="broken_plugin",
             ) from error
+        finally:
+            self.norm = options
         if not isinstance(norm, nn.Module):
             raise RecipeError(f"{where}: {maker} returns {norm!r}", possible=contract, reason="encoder_contract")
-        return NormSlot(norm, size, channels)
+        return norm
+
+    # Norms of the weights: `wrap` is told which layer follows a norm.
+
+    def _wrapped_recurrent(self, layer: RecurrentLayer) -> RecurrentLayer:
+        for inner in layer.recurrent.layers:
+            weights = WRAPPED[layer.recurrent.placement.place]
+            if weights:
+                self.wrap(inner, weights)
+        return layer
+
+    def _wrap_after_norm(self, layers: list[Layer]) -> None:
+        """The first layer with weights after each `norm` of a list."""
+        waiting = False
+        for layer in layers:
+            if isinstance(layer, NormSlot):
+                waiting = True
+            elif waiting and isinstance(layer, Linear | Conv | RecurrentLayer):
+                self._wrap_input(layer)
+                waiting = False
+            elif waiting and not isinstance(layer, FrameWise):
+                waiting = False
+
+    def _wrap_input(self, layer: Layer) -> None:
+        if isinstance(layer, RecurrentLayer):
+            if layer.recurrent.placement.place in ("none", "hidden"):
+                self.wrap(layer.recurrent.layers[0], ("weight_input",))
+        else:
+            self.wrap(cast(nn.Module, layer.linear if isinstance(layer, Linear) else layer.conv), ("weight",))
 
     def _residual(self, options: Any, size: int, channels: int, where: str) -> Layer:
         if isinstance(options, dict) and set(options) != {"layers"}:
@@ -228,46 +262,3 @@ class StackEncoder(Encoder):
         if isinstance(times, bool) or not isinstance(times, int) or times < 1 or not isinstance(layers, list):
             raise ValueError("times is an integer of at least 1, layers a list")
         return self._chain(layers * times, size, channels, f"{where}.repeat")
-
-
-# What a recipe may give each layer: the arguments of these but for what the stack itself decides.
-_TAKERS: dict[str, Any] = {
-    "conv": Conv,
-    "context": Context,
-    "linear": Linear,
-    "dropout": make_dropout,
-    "gru": Recurrent,
-    "lstm": Recurrent,
-    **ACTIVATIONS,
-}
-_INTERNAL = {"self", "input_size", "input_channels", "inplace", "cell", "bidirectional", "gate_norm", "backend"}
-
-
-def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    taker = _TAKERS[name.removeprefix("bi")]
-    if isinstance(taker, type) and "__init__" not in vars(taker):
-        return {}  # an activation without options; nn.Module's own are no one's business
-    return {key: p for key, p in inspect.signature(taker).parameters.items() if key not in _INTERNAL}
-
-
-def _options(name: str, options: Any) -> dict[str, Any]:
-    """`linear: 512` is short for `linear: {size: 512}`: the first argument. ValueError for an unknown one."""
-    if options is None:
-        return {}
-    parameters = _parameters(name)
-    if not isinstance(options, dict):
-        if not parameters:
-            raise ValueError("it has no options")
-        return {next(iter(parameters)): options}
-    unknown = [key for key in options if key not in parameters]
-    if unknown:
-        raise ValueError(f"it has no option {unknown[0]!r}")
-    return options
-
-
-def _signature(name: str) -> str:
-    """The options of a layer as text, with their defaults."""
-    fixed = {"repeat": "{times: N, layers: [...]}", "residual": "[layers]"}
-    if name in fixed or name.removeprefix("bi") not in _TAKERS:
-        return fixed.get(name, "no options")
-    return ", ".join(str(p).replace("'", "") for p in _parameters(name).values()) or "no options"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from asrkit.batching import BatchSampler, collate
 from asrkit.bundle import save_bundle
-from asrkit.card import model_card
+from asrkit.card import model_card, source_rates
 from asrkit.checkpoints import Checkpoints
 from asrkit.curves import draw_curves
 from asrkit.errors import RecipeError, StoppedError
@@ -194,6 +194,7 @@ def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder:
         "splits": {name: split.hash for name, split in prepared.splits.items()},
         "excluded": dict(prepared.report.counts),
         "leakage": prepared.leakage.summary(),
+        "source_rates": source_rates(prepared.splits["train"].utterances),
         "metrics": {k: v for k, v in figures.items() if k not in ("seconds", "frames_per_second", "memory_mb")},
     }
     bundle = folder.path / "model"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asrkit.disk import disk_full, free_bytes, storage_error
+from asrkit.disk import disk_full, free_bytes, remove_leftovers, storage_error, temporary_name
 
 BLOCK = 4096  # bytes that a file takes at least, and the grain of its size on most disks
 
@@ -50,6 +50,12 @@ def bar(total: int, unit: str, label: str, progress: bool | None) -> tqdm:
     return tqdm(total=total, unit=unit, desc=label, unit_scale=True, disable=None if progress is None else not progress)
 
 
+def new_draft(folder: Path) -> Path:
+    """Where to make a folder that is renamed to this one when it is whole; the drafts of dead processes go."""
+    remove_leftovers(folder.parent)
+    return folder.with_name(temporary_name(folder.name))
+
+
 class ClipWriter:
     """Writes clips under temporary names and renames them, so that a clip is there as a whole or not at all.
 
@@ -58,7 +64,8 @@ class ClipWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._temporary = folder / f".tmp-clip-{os.getpid()}"
+        remove_leftovers(folder)
+        self._temporary = folder / temporary_name("clip")
         self._made: set[str] = set()
 
     def write(self, path: Path, data: bytes) -> None:

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import inspect
 import json
+import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +29,16 @@ from tqdm import tqdm
 from asrkit import audio, clips, feature_math, shards, soundfile_reader
 from asrkit.clips import Limits, features_of, waveform_of
 from asrkit.corpus import Utterance
-from asrkit.disk import storage_error
+from asrkit.disk import disk_full, free_bytes, storage_error
 from asrkit.features import FeatureExtractor
 from asrkit.selection import DataReport
 from asrkit.shards import Layout, Origin, Outcome, ShardTable
+from asrkit.subset import clip_seconds
 
-VERSION = 2  # raise it when what a cache holds changes and no file of `_code` does
+SPARE = 0.8  # of the disk that is needed by estimate: with less, nothing is begun
+LOOKED_AT = 32  # headers of clips whose length nobody claims, for that estimate
+logger = logging.getLogger(__name__)
+VERSION = 3  # raise it when what a cache holds changes and no file of `_code` does
 
 
 class FeatureTable(ShardTable):
@@ -71,12 +77,14 @@ def cached_features(
     """The table of these utterances; what no shard with their key holds is computed now.
 
     Clips that cannot be used are excluded in `report` with their reason, each time, whether the shards were there or
-    not. Raises StorageError where the cache cannot be written.
+    not. The disk that is needed is estimated first. Raises StorageError where there is clearly less (`disk_full`),
+    where the cache cannot be written, and where a clip that is there cannot be read (`unreadable`).
     """
     layout = Layout("features", "frames", extractor.size, "<f2")
     work = partial(features_of, extractor=extractor, limits=limits)
     identity = [options, _code(extractor)]
-    return FeatureTable(*_cached(utterances, work, layout, identity, folder, report, limits, label, progress))
+    rate = extractor.num_frames(60 * extractor.sample_rate) / 60
+    return FeatureTable(*_cached(utterances, work, layout, rate, identity, folder, report, limits, label, progress))
 
 
 def cached_waveforms(
@@ -94,13 +102,28 @@ def cached_waveforms(
     work = partial(waveform_of, extractor=extractor, limits=limits)
     identity = [extractor.sample_rate, _shortest(extractor), _code(None)]
     label += "-waveforms"
-    return WaveformTable(*_cached(utterances, work, layout, identity, folder, report, limits, label, progress))
+    rate = extractor.sample_rate
+    return WaveformTable(*_cached(utterances, work, layout, rate, identity, folder, report, limits, label, progress))
+
+
+def siblings(folder: Path) -> list[tuple[Path, int]]:
+    """(folder, bytes) of other caches of this split beside its own: made before something changed, or by other recipes.
+
+    None is ever removed by itself: another recipe may still use it.
+    """
+    label = folder.name.rpartition("-")[0]
+    found = []
+    for path in sorted(folder.parent.glob(f"{label}-*")):
+        if path != folder and path.is_dir() and re.fullmatch(re.escape(label) + "-[0-9a-f]{16}", path.name):
+            found.append((path, sum(file.stat().st_size for file in path.iterdir() if file.is_file())))
+    return found
 
 
 def _cached(
     utterances: Sequence[Utterance],
     work: Callable[[Utterance], Outcome],
     layout: Layout,
+    rate: float,
     identity: list[Any],
     folder: Path,
     report: DataReport,
@@ -108,14 +131,18 @@ def _cached(
     label: str,
     progress: bool,
 ) -> tuple[list[Path], Layout, Origin]:
+    """rate: steps of `layout` in a second."""
     key = _key(utterances, [VERSION, layout.__dict__, limits.__dict__, identity])
     folder = folder / f"{label}-{key}"
     starts = shards.shard_starts(len(utterances))
     paths = [shards.shard_path(folder, index) for index in range(len(starts))]
-    ready = sum(len(utterances[start : start + starts.step]) for start, path in zip(starts, paths, strict=True)
-                if shards.is_whole(path))  # fmt: skip
+    missing: list[Utterance] = []
+    for start, whole in zip(starts, _whole(paths, label, progress), strict=True):
+        missing += [] if whole else utterances[start : start + starts.step]
+    ready = len(utterances) - len(missing)
     started = time.monotonic()
-    if ready < len(utterances) or not (folder / shards.MANIFEST).is_file():
+    _announce(missing, rate * layout.width * np.dtype(layout.dtype).itemsize, folder, limits)
+    if missing or not (folder / shards.MANIFEST).is_file():
         try:
             with _bar(len(utterances), f"prepare {label}", progress) as bar, _threads() as (pool, workers):
                 shards.write_shards(folder, utterances, work, layout, pool, {"key": key}, workers, bar.update)
@@ -128,6 +155,37 @@ def _cached(
         for name, what, numbers in side["notes"]:
             report.note(what, by_id[name], **numbers)
     return paths, layout, Origin(folder, len(utterances), ready, time.monotonic() - started)
+
+
+def _whole(paths: Sequence[Path], label: str, progress: bool) -> list[bool]:
+    """Which shards hold the bytes that were written: all are read, in threads (sha256 lets others run)."""
+    with _bar(len(paths), f"verify {label}", progress, "shard") as bar, ThreadPoolExecutor() as pool:
+        found = []
+        for whole in pool.map(shards.is_whole, paths):
+            found.append(whole)
+            bar.update()
+        return found
+
+
+def _announce(missing: Sequence[Utterance], bytes_per_second: float, folder: Path, limits: Limits) -> None:
+    """Log the disk that these clips will need, by claimed lengths, else by the headers of some. Raises StorageError."""
+    if not missing:
+        return
+    claims = [_claimed_seconds(utterance) for utterance in missing]
+    unknown = [utterance for utterance, claim in zip(missing, claims, strict=True) if claim is None]
+    looked_at = [clip_seconds(utterance) for utterance in unknown[:: -(-len(unknown) // LOOKED_AT) or 1]]
+    seconds = sum(claim for claim in claims if claim is not None and claim <= limits.max_seconds)
+    seconds += sum(s for s in looked_at if s <= limits.max_seconds) / max(len(looked_at), 1) * len(unknown)
+    need, free = int(seconds * bytes_per_second), free_bytes(folder)
+    logger.info("%d clips into %s: about %.1f MB of disk, %.1f MB free", len(missing), folder, need / 1e6, free / 1e6)
+    if free < SPARE * need:
+        raise disk_full(folder, need)
+
+
+def _claimed_seconds(utterance: Utterance) -> float | None:
+    if utterance.seconds is None and utterance.end is not None:
+        return utterance.end - utterance.start
+    return utterance.seconds
 
 
 @contextlib.contextmanager
@@ -148,7 +206,7 @@ def _threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
 
 
 @contextlib.contextmanager
-def _bar(total: int, label: str, progress: bool) -> Iterator[tqdm[Any]]:
+def _bar(total: int, label: str, progress: bool, unit: str = "clip") -> Iterator[tqdm[Any]]:
     """A bar on a copy of stderr: while decoders run, what goes to stderr itself is held back (`asrkit.audio`)."""
     if not progress:
         yield tqdm(disable=True)
@@ -157,7 +215,7 @@ def _bar(total: int, label: str, progress: bool) -> Iterator[tqdm[Any]]:
         stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
     except (OSError, ValueError):  # a notebook's stderr is no file
         stream = sys.stderr  # type: ignore[assignment]
-    with tqdm(total=total, desc=label, unit="clip", file=stream, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=total, desc=label, unit=unit, file=stream, leave=False, dynamic_ncols=True) as bar:
         yield bar
     if stream is not sys.stderr:
         stream.close()

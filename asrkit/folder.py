@@ -25,8 +25,9 @@ SHARES = {"test": 0.1, "dev": 0.1}  # of the groups; all others are train
 class AudioFolder:
     """Audio files with the transcript in a text file of the same name: `clip.wav` and `clip.txt`, or `clip.lab`.
 
-    Sub-folders named train, dev (valid, validation, val) and test are splits. Sub-folders below that are speakers;
-    without any, speakers are unknown. Where there are no such splits, a tenth of the speakers (of the clips, where
+    Sub-folders named train, dev (valid, validation, val) and test are splits, even if there is only one of them; audio
+    beside them is excluded (`outside_splits`). Sub-folders below that are speakers; without any, speakers are unknown.
+    Where there are no such splits, a tenth of the speakers (of the clips, where
     fewer than three speakers are known) is dev and a tenth test, chosen by the hash of their names: a clip that is
     added later moves no other clip, as long as every split has something (else the tenth with the
     lowest hashes is taken).
@@ -61,7 +62,9 @@ class AudioFolder:
         """
         if split not in self.splits():
             raise DataError(
-                f"{self.root}: no split {split!r}", possible=nearest(split, self.splits()), reason="unknown_split"
+                f"{self.root}: no split {split!r}, that is, no folder of this name with audio in it",
+                possible=nearest(split, self.splits()),
+                reason="unknown_split",
             )
         found = []
         for path, where in self._split_of.items():
@@ -105,11 +108,11 @@ class AudioFolder:
     def _split_of(self) -> dict[str, str]:
         """Path -> split."""
         tops = {path: path.split(os.sep)[0] for path in self._paths}
-        if "train" in tops.values():
-            named = {path: SPLITS[top] for path, top in tops.items() if top in SPLITS and os.sep in path}
-            outside = len(tops) - len(named)
-            if outside:
-                self.report.note("outside_splits", clips=outside, folder=str(self.root))
+        named = {path: SPLITS[top] for path, top in tops.items() if top in SPLITS and os.sep in path}
+        if named:
+            for path in sorted(tops.keys() - named.keys()):
+                beside = Utterance(os.path.splitext(path)[0], self.root / path, "", "", "")
+                self.report.exclude(beside, "outside_splits")
             return named
         speakers = {path: self._speaker(path) for path in self._paths}
         known = len(set(speakers.values()) - {""})

@@ -6,10 +6,12 @@ Arrow itself (`asrkit.parquet`), since `datasets` would first copy all of them a
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asrkit.common_voice import COLLECTIVE
+from asrkit.corpus import HUB
 from asrkit.errors import DataError, StorageError, nearest
 from asrkit.extraction import announce, bar
 from asrkit.parquet import Shards
@@ -17,18 +19,21 @@ from asrkit.selection import DataReport
 from asrkit.utterances import Utterance, without_duplicates
 
 DEV = ("dev", "validation", "valid", "val")
-HUB = "hf://"
+ALL = "all"  # data.language: the shards of every folder
 
 
 class Parquet:
-    """A .parquet file, a folder of shards, or a Hub dataset `OWNER/NAME` that is stored as Parquet.
+    """A .parquet file, a folder of shards, or a Hub dataset `hf://OWNER/NAME` that is stored as Parquet.
 
     Needs a column of audio ({bytes, path} or bytes) and one of text: `column`, or else `sentence`, `text`,
     `transcription`, `transcript`. Speakers are `client_id`, `speaker_id` or `speaker`; all other plain columns are in
     `Utterance.extra`. `dev` finds a split named `validation` as well. language: the configuration of a dataset that has
-    several. An id is the clip's file name without its ending; where names repeat, the row's number is added.
+    several, or the folder to take where the shards of a split lie in several. An id is the clip's file name without its
+    ending; where names repeat within the split, the row's number is added, and where there is none, it is the
+    dataset's own name of the split with the row's number.
 
-    Raises DataError for a dataset that is gone, that is a script, or that has no audio in its Parquet files.
+    Raises DataError for a dataset that is gone, that is a script, that has no audio in its Parquet files, or that has
+    several languages and none is chosen.
     """
 
     asrkit_api = 1
@@ -42,7 +47,9 @@ class Parquet:
         report: DataReport | None = None,
         progress: bool | None = None,
     ) -> None:
-        self.root, self.cache = Path(root), Path(cache).absolute()
+        self.remote = str(root).startswith(HUB)
+        self.root, self.cache = Path(str(root).removeprefix(HUB)), Path(cache).absolute()
+        self.remote = self.remote or not self.root.exists()
         self.language, self.column, self.progress = language, column, progress
         self.report = DataReport() if report is None else report
         self._files: dict[str, list[str]] | None = None
@@ -58,7 +65,7 @@ class Parquet:
     def splits(self) -> list[str]:
         """The splits, with the names that the dataset gives them."""
         if self._files is None:
-            self._files = _files_of(self.root, self.language, self.cache)
+            self._files = _files_of(self.root, self.remote, self.language, self.cache)
         return list(self._files)
 
     def read(self, split: str) -> list[Utterance]:
@@ -74,7 +81,7 @@ class Parquet:
             paths = _downloaded(self._files[found], self.progress)
             self._shards[found] = Shards(paths, self.cache, self.column)
         shards = self._shards[found]
-        return list(without_duplicates(shards.utterances(split), shards.paths[0], self.report).values())
+        return list(without_duplicates(shards.utterances(split, found), shards.paths[0], self.report).values())
 
     def fetch(self, utterances: list[Utterance]) -> None:
         """Take the audio of these utterances that is not there yet out of the Parquet files."""
@@ -83,40 +90,79 @@ class Parquet:
             shards.fetch({audio for audio in wanted if audio.parent == shards.clips}, self.progress)
 
 
-def _files_of(root: Path, language: str | None, cache: Path) -> dict[str, list[str]]:
+def _files_of(root: Path, remote: bool, language: str | None, cache: Path) -> dict[str, list[str]]:
     """Split -> Parquet files (paths, or hf:// addresses), as `datasets` finds them."""
-    if root.is_file():
+    if not remote and root.is_file():
         splits = ("train", "test", *DEV)
         name = next((split for split in splits if root.stem.split("-")[0].split(".")[0] == split), "train")
         return {name: [str(root)]}
-    local = root.exists()
-    if not local and root.parts[0] == "mozilla-foundation" and root.name.startswith("common_voice"):
+    if remote and root.parts[:1] == ("mozilla-foundation",) and root.name.startswith("common_voice"):
         raise _gone(root, "Common Voice has left the Hub (since October 2025)")
-    import datasets
-
-    source = str(root.resolve()) if local else root.as_posix()
+    source = root.as_posix() if remote else str(root.resolve())
     try:
-        builder = datasets.load_dataset_builder(source, language, cache_dir=str(cache / "hub"))
+        files, configured = _asked(source, language, cache), language is not None
     except Exception as error:  # `datasets` raises everything from ValueError to what its HTTP client raises
-        raise _translated(root, local, error) from error
-    files = {str(split): [str(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
-    files = {split: [file for file in found if file.endswith(".parquet")] for split, found in files.items()}
-    files = {split: found for split, found in files.items() if found}
+        if language is None or not _of_configuration(error):
+            raise _translated(root, remote, error) from error
+        try:  # no such configuration: a folder of this name?
+            files, configured = _asked(source, None, cache), False
+        except Exception:
+            raise _translated(root, remote, error) from error
     if not files:
         raise _gone(root, "it is not stored as Parquet")
-    return files
+    return files if configured else _of_one_folder(root, source, files, language)
 
 
-def _translated(root: Path, local: bool, error: Exception) -> Exception:
+def _asked(source: str, language: str | None, cache: Path) -> dict[str, list[str]]:
+    """What `datasets` answers."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(source, language, cache_dir=str(cache / "hub"))
+    files = {str(split): [str(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
+    files = {split: [file for file in found if file.endswith(".parquet")] for split, found in files.items()}
+    return {split: found for split, found in files.items() if found}
+
+
+def _of_configuration(error: Exception) -> bool:
+    return any(words in str(error) for words in ("onfig name is missing", "BuilderConfig"))
+
+
+def _of_one_folder(root: Path, source: str, files: dict[str, list[str]], language: str | None) -> dict[str, list[str]]:
+    """The files below a folder of this name. Without a name, every split must lie in one folder: `datasets` would make
+    one split of es/train and ca/train, without a word."""
+    if language == ALL:
+        return files
+    base = re.compile(re.escape(source + "/") + "|hf://[^/]+/[^/]+/[^/]+/")
+    every = [file for found in files.values() for file in found]
+    folders = {file: PurePosixPath(base.sub("", file, count=1)).parts[:-1] for file in every}
+    parts = [set(names) for names in folders.values()]
+    names = parts[0].union(*parts) - parts[0].intersection(*parts) - {"train", "test", *DEV}
+    wanted = {
+        split: chosen
+        for split, found in files.items()
+        if (chosen := [file for file in found if not language or language in folders[file]])
+    }
+    if wanted and all(len({folders[file] for file in found}) == 1 for found in wanted.values()):
+        return wanted
+    what = f"no folder {language!r} in it" if language else "the files of one split lie in several folders"
+    raise DataError(
+        f"data.root: {root}: {what}",
+        possible=f"{nearest(language or '', names)}; or {ALL}, for every folder" if names else "no data.language",
+        fix="name one with --data.language=NAME",
+        reason="unknown_corpus",
+    )
+
+
+def _translated(root: Path, remote: bool, error: Exception) -> Exception:
     """The error of `datasets` as ours: what happened, and the way that works."""
     text = " ".join(str(error).split())
-    if "onfig name is missing" in text or "BuilderConfig" in text:
+    if _of_configuration(error):
         return DataError(
             f"{root} has several configurations ({text[:300]})",
             fix="name one with --data.language=NAME",
             reason="unknown_corpus",
         )
-    if local:
+    if not remote:
         return DataError(
             f"{root}: {text[:300]}", fix="give one .parquet file, or a folder of them", reason="not_parquet"
         )

@@ -67,7 +67,9 @@ def _title(layer: nn.Module) -> str:
     """The field's word for a layer."""
     inner = getattr(layer, "recurrent", None)
     if inner is not None:
-        return f"{'bi' if inner.directions == 2 else ''}{inner.cell} x {len(inner.layers)}"
+        place = inner.placement.place
+        title = f"{'bi' if inner.directions == 2 else ''}{inner.cell} x {len(inner.layers)}"
+        return title if place == "none" else f"{title}, norm: {place}"
     if isinstance(layer, FrameWise):
         return type(layer.module).__name__.lower()
     if hasattr(layer, "norm"):

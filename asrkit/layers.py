@@ -107,7 +107,8 @@ class Conv(Layer):
         if is_empty(self.num_frames(x.shape[1])):  # shorter than the kernel: no frame, and torch refuses it
             return x.new_zeros(x.shape[0], 0, self.output_size), self.num_frames(lengths)
         x = zero_padding(x, lengths)
-        x = x.unflatten(-1, (-1, self.input_channels)).permute(0, 3, 1, 2)  # (B, C, T, F), channels last in memory
+        x = x.reshape(x.shape[0], x.shape[1], -1, self.input_channels)  # an unflatten would fix T in an ONNX export
+        x = x.permute(0, 3, 1, 2)  # (B, C, T, F), channels last in memory
         y = self.conv(x).permute(0, 2, 3, 1).flatten(2)
         return y, self.num_frames(lengths)
 
@@ -133,8 +134,13 @@ class Context(Layer):
         if is_empty(x.shape[1]):
             return x.new_zeros(x.shape[0], 0, self.output_size), lengths
         x = nn.functional.pad(zero_padding(x, lengths), (0, 0, self.left, self.right))
-        windows = x.unfold(1, self.left + 1 + self.right, self.stride)  # (B, T', C, window)
-        return windows.transpose(2, 3).flatten(2), self.num_frames(lengths)
+        window = self.left + 1 + self.right
+        if torch.jit.is_tracing():  # ONNX does not know unfold for an unknown T; slices are slower
+            starts = x.shape[1] - window + 1
+            y = torch.cat([x[:, i : i + starts : self.stride] for i in range(window)], 2)
+        else:
+            y = x.unfold(1, window, self.stride).transpose(2, 3).flatten(2)  # (B, T', C, window) before
+        return y, self.num_frames(lengths)
 
 
 class Chain(Layer):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from asrkit.errors import DataError, nearest
+from asrkit.errors import DataError, TrustError, nearest
 from asrkit.selection import DataReport
 from asrkit.tables import SUFFIXES, Row, header_or_nothing, path_inside, read_header, read_rows, tables_of
 from asrkit.utterances import Cells, Utterance, without_duplicates
@@ -21,7 +21,8 @@ class Manifest:
     `train` for `train.tsv`, or the file name itself, `asr_train.tsv`. `train`, `dev` and `test` name the tables of
     these splits, all of whose rows are taken.
 
-    Columns: `path`, relative to the table's folder, which it may not leave; the text, in `column`, or else `sentence`
+    Columns: `path`, relative to the table's folder, or else, where that has no such file, to `root`, which it may not
+    leave; the text, in `column`, or else `sentence`
     or `text`. Optional: `id`, `speaker`, `split`, `start`, `end` (seconds in the file), `duration` or `duration_s`
     (seconds). All others are in `Utterance.extra`.
     """
@@ -44,6 +45,7 @@ class Manifest:
         self._named = {key: name for key, name in (("train", train), ("dev", dev), ("test", test)) if name}
         self.report = DataReport() if report is None else report
         self._folder = self.root if self.root.is_dir() else self.root.parent
+        self.exists: Callable[[Path], bool] = os.path.exists
         tables = [self.root] if self.root.is_file() else tables_of(self.root)
         self._joint = next((t for t in tables if t == self.root or t.stem == "manifest"), None)
         self._tables = {} if self._joint else {table.stem: table for table in tables}
@@ -57,9 +59,10 @@ class Manifest:
         return any("path" in columns and "client_id" not in columns for columns in headers)
 
     def splits(self) -> list[str]:
-        """The splits in the order in which they first appear in the table; or the names of the folder's tables."""
+        """The splits in the order in which they first appear in the table; or the names of the folder's tables, those
+        left out that are no lists of audio (speakers.csv)."""
         if self._named or self._joint is None:
-            return list(self._named or self._tables)
+            return list(self._named or (name for name, table in self._tables.items() if _may_list_audio(table)))
         return list(dict.fromkeys(row.cells.get("split", "train") for row in read_rows(self._joint, ("path",))))
 
     def read(self, split: str) -> list[Utterance]:
@@ -74,21 +77,38 @@ class Manifest:
         if table == self._joint and not whole:
             rows = (row for row in rows if row.cells.get("split", "train") == split)
         try:
-            return list(without_duplicates(self._utterances(rows, column, split), table, self.report).values())
+            found = without_duplicates(self._utterances(rows, column, split, table.parent), table, self.report)
+            return list(found.values())
         except DataError as error:
             if error.reason == "empty_table" and table == self._joint:
                 raise self._no_split(split) from error
             raise
 
-    def _utterances(self, rows: Iterable[Row], column: str, split: str) -> Iterator[tuple[int, Utterance]]:
+    def _utterances(self, rows: Iterable[Row], column: str, split: str, start: Path) -> Iterator[tuple[int, Utterance]]:
+        """start: the table's folder."""
         names: tuple[str, ...] = ()
         keys: tuple[str, ...] | None = None
-        folder = Path(os.path.abspath(self._folder))
+        root, start = Path(os.path.abspath(self._folder)), Path(os.path.abspath(start))
         for row in rows:
             if tuple(row.cells) != keys:  # jsonl: every line may have its own keys
                 keys = tuple(row.cells)
                 names = tuple(name for name in keys if name not in (*self.OWN, column))
-            yield row.line, _utterance(row, folder, column, split, Cells(names, [row.cells[name] for name in names]))
+            extra = Cells(names, [row.cells[name] for name in names])
+            yield row.line, _utterance(row, self._audio(row, root, start), column, split, extra)
+
+    def _audio(self, row: Row, root: Path, start: Path) -> Path:
+        """The file of a row of a table in `start`."""
+        path = row.cells["path"]
+        if start == root:
+            return path_inside(root, path, row)
+        found: list[Path] = []
+        for base, begin in ((root if start.is_relative_to(root) else start, start), (root, root)):
+            try:
+                found.append(path_inside(base, path, row, begin))
+            except TrustError:  # ../a.wav leaves the root, but not from lists/
+                if not found and begin == root:
+                    raise
+        return next((audio for audio in found if self.exists(audio)), found[0])
 
     def _no_split(self, split: str) -> DataError:
         tables = ", ".join(table.name for table in tables_of(self._folder))
@@ -112,16 +132,20 @@ class Manifest:
         return wanted[0]
 
 
-def _utterance(row: Row, folder: Path, column: str, split: str, extra: Cells) -> Utterance:
+def _may_list_audio(table: Path) -> bool:
+    """Whether it has a `path`, or a header that cannot be read (reading it tells why), or the name of a split."""
+    columns = header_or_nothing(table)
+    return not columns or "path" in columns or table.stem in ("train", "dev", "test")
+
+
+def _utterance(row: Row, audio: Path, column: str, split: str, extra: Cells) -> Utterance:
     cells = row.cells
-    path = cells["path"]
-    audio = path_inside(folder, path, row)
     start, end = row.number("start") or 0.0, row.number("end")
     if end is not None and end <= start:
         raise DataError(f"{row.place}: end {end:g} is not after start {start:g}", reason="bad_number")
     claimed = row.number("duration") if "duration" in cells else row.number("duration_s")
     seconds = claimed if end is None else end - start
     piece = f"#{start:.3f}" if "start" in cells or "end" in cells else ""
-    name = cells.get("id") or os.path.splitext(path)[0] + piece
+    name = cells.get("id") or os.path.splitext(os.path.normpath(cells["path"]))[0] + piece
     text = unicodedata.normalize("NFC", cells[column])
     return Utterance(name, audio, text, cells.get("speaker", ""), split, start, end, seconds, extra)

@@ -1,140 +1,221 @@
-"""What normalization plugins are made of: moments of real frames, an exact normalization, running moments.
+"""What normalization plugins are made of: exact norms of real frames, with gradients of their own.
 
 The strategies themselves (what is averaged over what) are plugins; see plugins/asrkit_norms. Axes: B utterances,
-T frames, C features; a mask (B, T) says which frames are real, and padding enters no sum.
+T frames, C features; a mask (B, T) says which frames are real. Padding enters no sum, whatever it holds, and is 0 in
+every output. Moments, running moments and several processes: `asrkit.moments`; norms of single frames: `asrkit.rows`.
+
+A norm is bound by memory, not by arithmetic. On a CPU `standardize` goes utterance by utterance over the real frames
+(padding is not even read), keeps nothing but x for the backward pass, and makes no tensor of its size but the result.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+
+from asrkit.moments import Moments, alive_stretches, compute_type, real_lengths, side_by_side
+from asrkit.processes import several
+from asrkit.rows import RowNorm, normalize_rows
+
+__all__ = ["Affine", "RowNorm", "Standard", "normalize_rows", "standardize"]
+
+Gains = tuple[Tensor | None, Tensor | None]
 
 
-def masked_moments(x: Tensor, mask: Tensor, *, per_step: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of the real frames, and how many they are.
+class Affine(nn.Module):
+    """gain (C,) and bias (C,), shared over time, which start at `gain` and 0; None for what is not learned."""
 
-    x (B, T, C), already 0 in the padding; mask (B, T). Over the batch and time: (C,), (C,), (1,); or, `per_step`, over
-    the utterances still alive at each step: (T, C), (T, C), (T, 1). No gradient flows here; `normalize` knows it.
+    def __init__(self, size: int, affine: bool = True, gain: float = 1.0, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), float(gain))) if affine else None
+        self.bias = nn.Parameter(torch.zeros(size)) if affine and bias else None
+
+    def forward(self) -> Gains:
+        return self.weight, self.bias
+
+
+class Standard(NamedTuple):
+    """How `standardize` works: over `batch`, `step` or `utterance`; eps; `groups` of consecutive features that share
+    their moments (None: each has its own); whether the moments are `joint`, of the batches of all processes."""
+
+    over: str = "batch"
+    eps: float = 1e-5
+    groups: int | None = None
+    joint: bool = False
+
+
+def standardize(
+    x: Tensor, mask: Tensor, moments: Moments, how: Standard, gains: Gains = (None, None), own: Tensor | None = None
+) -> Tensor:
+    """y (B, T, C) = gain (x - mean) / sqrt(var + eps) + bias on real frames, 0 in the padding.
+
+    moments: (1, 1, C), (1, T or more, C) or (B, 1, C), as `how.over` says. own, in the shape of moments.frames: 1 where
+    they were computed from this x, so that gradients flow through them, 0 where they are constants (running averages);
+    None: all constants. gains: (gain, bias), each (C,) or None. Statistics and gradients are float32 for a smaller x.
     """
-    x = x.detach()
-    weights = mask.to(x.dtype)
-    if per_step:
-        count = weights.sum(0).unsqueeze(-1)
-        mean = x.sum(0) / count.clamp(min=1)
-        centred = (x - mean) * weights.unsqueeze(-1)
-        return mean, centred.square_().sum(0) / count.clamp(min=1), count
-    count = weights.sum().reshape(1)
-    rows = x.flatten(0, 1)
-    mean = rows.sum(0) / count.clamp(min=1)
-    centred = (rows - mean).square_()
-    return mean, weights.flatten() @ centred / count.clamp(min=1), count
+    mean, var = (m.to(compute_type(x)) for m in moments[:2])
+    rstd = torch.rsqrt(var + how.eps)
+    share = None if own is None else own / moments.frames.clamp(min=1)
+    if torch.jit.is_tracing():  # a trace shows formulas, not functions of ours, and is never trained
+        return _formula(x, mean, rstd, gains).masked_fill(~mask.unsqueeze(-1), 0.0)
+    return _Standardize.apply(x, *gains, mask, mean, rstd, share, how)  # type: ignore[no-any-return,no-untyped-call]
 
 
-class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) on real frames, differentiated through the mean and the variance where they are x's
-    own.
+class _Standardize(torch.autograd.Function):
+    """The formula as y = scale x + shift, differentiated through mean and variance where they are x's own.
 
-    With n frames behind a mean, xhat the output and g the incoming gradient (0 in the padding), the chain rule gives
-    dx = (g - own * (sum g + xhat * sum(g xhat)) / n) / sqrt(var + eps)   (Ioffe & Szegedy 2015, section 3).
+    With n frames behind a mean, xhat the output without gain and bias, and g the incoming gradient times gain, the
+    chain rule gives dx = (g - own (sum g + xhat sum(g xhat)) / n) / sqrt(var + eps)   (Ioffe & Szegedy 2015,
+    section 3); the sums go over all frames that share a mean, wherever they are. `share` = own / n.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, count: Tensor, own: Tensor, eps: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mask: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        share: Tensor | None,
+        how: Standard,
     ) -> Tensor:
-        scale = torch.rsqrt(var + eps)
-        xhat = (x - mean).mul_(scale).masked_fill_(~mask, 0.0)
-        ctx.save_for_backward(xhat, mask, scale, own / count.clamp(min=1))
-        ctx.per_step = mean.dim() == 2
-        return xhat
+        if how.over == "step":  # of all processes together there may be more steps than here
+            mean, rstd = mean[:, : x.shape[1]], rstd[:, : x.shape[1]]
+        ctx.lengths, ctx.how = real_lengths(x, mask), how
+        ctx.save_for_backward(x, mask, weight, mean, rstd, share)
+        if ctx.lengths is None:
+            return _formula(x, mean, rstd, (weight, bias)).masked_fill_(~mask.unsqueeze(-1), 0.0).to(x.dtype)
+        scale, shift = _line(mean, rstd, (weight, bias))
+        y = x.new_empty(x.shape)
+        for i, n in enumerate(ctx.lengths):
+            _line_into(y[i, :n], x[i, :n], _of(scale, i, n), _of(shift, i, n))
+            y[i, n:] = 0.0
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        xhat, mask, scale, share = ctx.saved_tensors
-        g = grads[0].masked_fill(~mask, 0.0)
-        dims = (0,) if ctx.per_step else (0, 1)
-        sum_g, sum_gx = g.sum(dims) * share, (g * xhat).sum(dims) * share
-        g.sub_(sum_g).sub_(xhat * sum_gx).mul_(scale).masked_fill_(~mask, 0.0)
-        return g, None, None, None, None, None, None
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, weight, mean, rstd, share = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        through = for_x and share is not None
+        dx = dweight = dbias = line = None
+        if through or for_weight or for_bias:
+            sums = _sums(g, x, mask, mean, rstd, ctx.how.over, ctx.lengths)
+            dbias, dweight = sums.sum((1, 2))
+        if for_x:
+            if through:
+                by_mean, by_var = _shared(sums if weight is None else sums * weight, share, ctx.how)
+                slope = rstd.square().mul_(by_var).neg_()
+                line = slope, torch.addcmul(rstd * by_mean, slope, mean).neg_()
+            dx = _to_input(g, x, mask, rstd if weight is None else rstd * weight, line, ctx.lengths)
+        return dx, dweight if for_weight else None, dbias if for_bias else None, None, None, None, None, None
 
 
-def normalize(
-    x: Tensor, mask: Tensor, mean: Tensor, var: Tensor, eps: float, *, count: Tensor, own: Tensor | None = None
+def _formula(x: Tensor, mean: Tensor, rstd: Tensor, gains: Gains) -> Tensor:
+    weight, bias = gains
+    centred, scale = x - mean, rstd if weight is None else rstd * weight
+    return centred * scale if bias is None else torch.addcmul(bias, centred, scale)
+
+
+def _line(mean: Tensor, rstd: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
+    """scale and shift of y = scale x + shift."""
+    weight, bias = gains
+    scale = rstd if weight is None else rstd * weight
+    return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+
+
+def _of(moment: Tensor, i: int, n: int) -> Tensor:
+    """What utterance i with n frames has of a (1, 1, C), (1, T, C) or (B, 1, C)."""
+    return moment[i if moment.shape[0] > 1 else 0, :n]
+
+
+def _line_into(out: Tensor, rows: Tensor, scale: Tensor, shift: Tensor) -> None:
+    if out.dtype == scale.dtype:
+        torch.addcmul(shift, rows, scale, out=out)
+    else:
+        out.copy_(torch.addcmul(shift, rows.to(scale.dtype), scale))
+
+
+def _sums(
+    g: Tensor, x: Tensor, mask: Tensor, mean: Tensor, rstd: Tensor, over: str, lengths: list[int] | None
 ) -> Tensor:
-    """xhat (B, T, C) = (x - mean) / sqrt(var + eps), 0 in the padding.
+    """sum g and sum(g xhat), stacked: (2, 1, T, C) per step, else (2, B, 1, C), each utterance by itself."""
+    if lengths is None:
+        return _masked_sums(g, x, mask, mean, rstd, dim=0 if over == "step" else 1)
+    if over == "step":
+        sums = mean.new_zeros(2, 1, *x.shape[1:])
+        for stretch, alive in alive_stretches(lengths, x.shape[2]):
+            columns = (side_by_side(m, stretch, alive).to(mean.dtype) for m in (g, x))
+            found = _column_sums(*columns, *(m[0, stretch].reshape(-1) for m in (mean, rstd)))
+            sums[:, 0, stretch] = found.view(2, -1, x.shape[2])
+        return sums
+    sums = mean.new_zeros(2, x.shape[0], 1, x.shape[2])
+    for i, n in enumerate(lengths):
+        if n:
+            rows = (m[i, :n].to(mean.dtype).contiguous() for m in (g, x))
+            sums[:, i, 0] = _column_sums(*rows, *(_of(m, i, n)[0] for m in (mean, rstd)))
+    return sums
 
-    mean, var: (C,) or (T, C). count: frames behind them, (1,) or (T, 1). own: 1 where they were computed from this x,
-    so that gradients flow through them, 0 where they are constants (running averages); default all their own.
+
+def _column_sums(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """sum g and sum(g xhat) over the rows of g and x (N, K), mean and rstd (K,) -> (2, K).
+
+    Torch's own batch norm finds the two in one pass on its way to its gradient, which is not asked for.
     """
-    own = torch.ones_like(count) if own is None else own
-    return _Normalize.apply(x, mask.unsqueeze(-1), mean, var, count, own, eps)
+    _, with_xhat, alone = torch.ops.aten.native_batch_norm_backward(
+        g, x, None, None, None, mean, rstd, True, 0.0, [False, True, True]
+    )
+    return torch.stack([alone, with_xhat])
 
 
-class Affine(nn.Module):
-    """gain * x + bias per feature (C,), shared over time; gain starts at 1, bias at 0. Without `affine`: the
-    identity."""
-
-    def __init__(self, size: int, affine: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(size)) if affine else None
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        if self.weight is None or self.bias is None:
-            return x
-        return torch.addcmul(self.bias, x, self.weight).masked_fill(~mask.unsqueeze(-1), 0.0)
+def _masked_sums(g: Tensor, x: Tensor, mask: Tensor, mean: Tensor, rstd: Tensor, dim: int) -> Tensor:
+    padding = ~mask.unsqueeze(-1)
+    g = g.to(mean.dtype).masked_fill(padding, 0.0)
+    with_xhat = (x - mean).mul_(rstd).masked_fill_(padding, 0.0).mul_(g)
+    return torch.stack([g.sum(dim, keepdim=True), with_xhat.sum(dim, keepdim=True)])
 
 
-def merge_moments(
-    mean: Tensor, var: Tensor, count: Tensor, mean2: Tensor, var2: Tensor, count2: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of two groups of frames taken together (Chan, Golub & LeVeque 1979); biased variances, any weights >=
-    0."""
-    total = count + count2
-    share = count2 / total.clamp(min=torch.finfo(total.dtype).tiny)
-    delta = mean2 - mean
-    return mean + share * delta, var + share * (var2 - var) + share * (1 - share) * delta.square(), total
+def _shared(sums: Tensor, share: Tensor, how: Standard) -> Tensor:
+    """The sums over all frames that share a mean, times own / n: (2, *the shape of a moment)."""
+    steps = sums.shape[2]
+    if how.over == "batch":
+        sums = sums.sum(1, keepdim=True)
+    if how.joint and how.over != "utterance" and several():
+        sums = F.pad(sums, (0, 0, 0, share.shape[1] - steps if how.over == "step" else 0)).contiguous()
+        distributed.all_reduce(sums)
+    sums = (sums * share)[:, :, :steps]
+    if how.groups is None:
+        return sums
+    return sums.unflatten(-1, (how.groups, -1)).mean(-1, keepdim=True).expand(
+        -1, -1, -1, -1, sums.shape[-1] // how.groups
+    ).flatten(-2)  # fmt: skip
 
 
-class RunningMoments(nn.Module):
-    """Averages for test time, weighted by real frames: what lies k batches back weighs (1 - momentum)^k of its frames.
-
-    `mean`, `var` (*shape, C) and `count` (*shape, 1). Before the first update they are 0, 1 and 0. The variance is that
-    of all frames in the window (within and between batches), so that small batches do not shrink it. An entry that a
-    batch does not reach keeps what it has.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
-    def __init__(self, size: int, momentum: float, steps: int | None = None) -> None:
-        super().__init__()
-        shape = (size,) if steps is None else (steps, size)
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("var", torch.ones(shape))
-        self.register_buffer("count", torch.zeros((1,) if steps is None else (steps, 1)))
-
-    @torch.no_grad()
-    def update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Take in one batch's moments; with per-step storage the first T rows."""
-        rows = slice(None) if self.mean.dim() == 1 else slice(0, mean.shape[0])
-        seen = count > 0
-        kept = torch.where(seen, self.count[rows] * (1 - self.momentum), self.count[rows])
-        merged = merge_moments(self.mean[rows], self.var[rows], kept, mean, var, count)
-        for buffer, value in zip((self.mean, self.var, self.count), merged, strict=True):
-            buffer[rows] = torch.where(seen, value, buffer[rows])
-
-    @torch.no_grad()
-    def update_pooled(self, row: int, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Take several steps' moments (K, C), counts (K, 1) together into one row."""
-        total = count.sum(0).clamp(min=torch.finfo(count.dtype).tiny)
-        pooled = (mean * count).sum(0) / total
-        spread = ((var + (mean - pooled).square()) * count).sum(0) / total
-        padded = [torch.zeros_like(t[: row + 1]) for t in (self.mean, self.var, self.count)]
-        for target, value in zip(padded, (pooled, spread, count.sum(0)), strict=True):
-            target[row] = value
-        self.update(*padded)
+def _to_input(
+    g: Tensor, x: Tensor, mask: Tensor, scale: Tensor, line: tuple[Tensor, Tensor] | None, lengths: list[int] | None
+) -> Tensor:
+    """dx = scale g + slope x + intercept on real frames, 0 in the padding; line = (slope, intercept)."""
+    if lengths is None:
+        dx = g * scale
+        if line is not None:
+            dx.add_(torch.addcmul(line[1], x.to(scale.dtype), line[0]))
+        return dx.masked_fill_(~mask.unsqueeze(-1), 0.0).to(x.dtype)
+    dx = x.new_empty(x.shape)
+    for i, n in enumerate(lengths):
+        rows, out, slope = g[i, :n], dx[i, :n], _of(scale, i, n)
+        exact = out if out.dtype == scale.dtype else torch.empty_like(out, dtype=scale.dtype)
+        if line is None:
+            torch.mul(rows, slope, out=exact)
+        else:
+            _line_into(exact, x[i, :n], *(_of(part, i, n) for part in line))
+            exact.addcmul_(rows, slope)
+        if exact is not out:
+            out.copy_(exact)
+        dx[i, n:] = 0.0
+    return dx

@@ -47,8 +47,9 @@ class Shards:
         self.folder = cache / f"clips-{digest.hexdigest()[:16]}"
         self.clips = self.folder / "clips"
 
-    def utterances(self, split: str) -> Iterator[tuple[int, Utterance]]:
-        """(number of the row in the split, utterance)."""
+    def utterances(self, split: str, own_name: str) -> Iterator[tuple[int, Utterance]]:
+        """(number of the row in the split, utterance). own_name: what the dataset calls the split; it makes ids of rows
+        without a name, which must not depend on the name that was asked for."""
         number, seen = 0, set()
         for place, path in enumerate(self.paths):
             with _reading(path), pq.ParquetFile(path) as shard:
@@ -57,7 +58,7 @@ class Shards:
                 for batch in shard.iter_batches(batch_size=4096, columns=columns.readable):
                     for cells in batch.to_pylist():
                         number += 1
-                        base = columns.base_name(cells, f"{split}-{number}")
+                        base = columns.base_name(cells, f"{own_name}-{number}")
                         name = os.path.splitext(base)[0]
                         if name in seen:
                             name = f"{name}#{number}"
@@ -139,7 +140,8 @@ class _Columns:
     def base_name(self, cells: dict[str, Any], otherwise: str) -> str:
         """The clip's file name: folders of the machine that made the dataset mean nothing here."""
         inner = (cells.get(self.audio) or {}).get("path") if self.struct else None
-        path = str(inner or cells.get("path") or cells.get("id") or otherwise)
+        named = (inner, cells.get("path"), cells.get("id"), otherwise)
+        path = str(next(name for name in named if name not in (None, "")))
         base = "".join(c for c in PurePosixPath(path.replace("\\", "/")).name if c.isprintable())
         base = base.encode(errors="ignore")[-NAME:].decode(errors="ignore")
         return base if base not in ("", ".", "..") else otherwise

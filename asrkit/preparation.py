@@ -5,6 +5,7 @@ Every exclusion is a line in the data report with its reason and numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from asrkit import registry
-from asrkit.clips import Limits
-from asrkit.corpus import Utterance, fetch, open_data
+from asrkit.audio import LONGEST
+from asrkit.clips import Limits, waveform_of
+from asrkit.corpus import Corpus, Utterance, fetch, open_data, split_names
 from asrkit.ctc import required_frames
 from asrkit.errors import DataError
 from asrkit.feature_cache import FeatureTable, WaveformTable, cached_features, cached_waveforms
 from asrkit.model import CTCModel, build_model
 from asrkit.perturb import build_perturbation, num_samples
+from asrkit.same_audio import same_audio
 from asrkit.selection import DataReport, Leakage, leakage, normalized, select_texts, split_hash
 from asrkit.splits import AugmentedSplit, Split
 from asrkit.subset import subset
@@ -27,8 +30,7 @@ from asrkit.text import fit_tokenizer
 
 __all__ = ["Prepared", "Split", "prepare"]
 
-TABLES = (".tsv", ".csv", ".jsonl")
-LONGEST_TEST = 1e4  # seconds: what is scored must not depend on what training takes
+LONGEST_TEST = LONGEST  # seconds, which bound memory: what is scored must not depend on what training takes
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,19 @@ def prepare(
 
     A tokenizer that is given (a trained model's) is used as it is; a report that is given is filled even if this
     raises. The test split keeps clips that the loss could not take: what is scored must not depend on the model. Raises
-    DataError (exit 3) when a split has no usable utterance, when more than `data.max_bad` of it was excluded, and when
-    splits share speakers or audio.
+    DataError (exit 3) when a split has no usable utterance, when more than `data.max_bad` of it was excluded (by the
+    reader too, but not by choice), and when splits share speakers or audio (by file; where train is wanted, by the
+    bytes of the files too). Where train is not wanted, it need not be there, and no other split that is not wanted.
     """
     data = recipe["data"]
     report = DataReport() if report is None else report
     rules = registry.load("text", recipe["text"]["rules"])()
-    named = {key: data[key] for key in ("train", "dev", "test") if data[key]}
-    files = {key: name for key, name in named.items() if Path(name).suffix in TABLES}
     corpus = open_data(data, report, progress)
     # All tables are read, cheap as they are: leakage between splits is an error even if only one of them is used.
-    tables = {key: corpus.read(key if key in files else name) for key, name in named.items()}
+    names = split_names(data)
+    needed = set(wanted) | ({"train"} if tokenizer is None else set())
+    tables = _tables(corpus, names, set(names) if "train" in needed else needed, report)
+    lost = {key: (report.unusable(names[key]), len(table)) for key, table in tables.items()}
     shared = leakage(tables, rules)
     shared.check(data["allow_shared_speakers"])
     if "train" in tables and (tokenizer is None or "train" in wanted):
@@ -74,13 +78,35 @@ def prepare(
         tokenizer = _fit(recipe, tables["train"], rules)
     model = build_model(recipe, tokenizer.size)
     model.features.eval()  # no dither in what is cached
-    chosen = {key: _choose(key, tables[key], recipe, rules, tokenizer) for key in wanted if key in tables}
+    if "train" in wanted and data["max_utterances"]:
+        tables["train"] = _beginning(tables["train"], recipe, rules, tokenizer)
+    chosen = {key: _choose(tables[key], recipe, rules, tokenizer) for key in wanted if key in tables}
     fetch(corpus, [utterance for pairs, _ in chosen.values() for utterance, _ in pairs])  # an archive is read once
+    if "train" in wanted:
+        used = {key: [utterance for utterance, _ in pairs] for key, (pairs, _) in chosen.items()}
+        _refuse_same_audio({key: used.get(key, table) for key, table in tables.items()}, data, model, shared)
     splits = {
-        key: _split(key, len(tables[key]), pairs, found, recipe, tokenizer, model, report, progress)
+        key: _split(key, _Judge(len(tables[key]), *lost[key]), pairs, found, recipe, tokenizer, model, report, progress)
         for key, (pairs, found) in chosen.items()
     }
+    if data["hours"] and "train" in splits:
+        hours = sum(splits["train"].frames) * model.features.frame_seconds / 3600
+        report.note("hours", asked=data["hours"], used=round(hours, 4), clips=len(splits["train"]))
     return Prepared(splits, tokenizer, model, report, shared)
+
+
+def _refuse_same_audio(
+    splits: dict[str, list[Utterance]], data: dict[str, Any], model: CTCModel, shared: Leakage
+) -> None:
+    """Raise DataError (`shared_audio`) where a recording lies in two splits under two names. Clips that nothing has
+    fetched from their archive yet are not compared."""
+    limits = Limits(float(data["max_seconds"]), data["on_truncated"])
+
+    def usable(utterance: Utterance) -> bool:
+        return waveform_of(utterance, model.features, limits).values is not None
+
+    shared.audio.update(same_audio(splits, Path(data["cache"]), usable))
+    shared.check(data["allow_shared_speakers"])
 
 
 def _fit(recipe: dict[str, Any], utterances: list[Utterance], rules: Any) -> Any:
@@ -90,19 +116,62 @@ def _fit(recipe: dict[str, Any], utterances: list[Utterance], rules: Any) -> Any
     return fit_tokenizer(section["tokenizer"], texts, section.get("options") or {}, rules)
 
 
+def _tables(corpus: Corpus, names: dict[str, str], needed: set[str], report: DataReport) -> dict[str, list[Utterance]]:
+    """The tables of all splits, of those that are not needed as far as they are there."""
+    tables = {}
+    for key, name in names.items():
+        try:
+            tables[key] = corpus.read(name)
+        except DataError as error:
+            if key in needed or error.reason not in ("unknown_split", "no_splits"):
+                raise
+            report.note("split_not_there", split=name)
+    return tables
+
+
+def _beginning(table: list[Utterance], recipe: dict[str, Any], rules: Any, tokenizer: Any) -> list[Utterance]:
+    """The table up to the row of the last utterance that `max_utterances` allows: no later row is looked at, so that
+    nothing of it is reported, counted, or an error."""
+    limit, mapping = int(recipe["data"]["max_utterances"]), recipe["text"].get("map") or {}
+    size = limit
+    while True:
+        usable = select_texts(table[:size], rules, tokenizer, "drop", mapping, DataReport())
+        if len(usable) >= limit:
+            last = usable[limit - 1][0].id
+            return table[: 1 + next(row for row, utterance in enumerate(table) if utterance.id == last)]
+        if size >= len(table):
+            return table
+        size *= 2
+
+
 def _choose(
-    key: str, table: list[Utterance], recipe: dict[str, Any], rules: Any, tokenizer: Any
+    table: list[Utterance], recipe: dict[str, Any], rules: Any, tokenizer: Any
 ) -> tuple[list[tuple[Utterance, str]], DataReport]:
-    """The utterances of a split with their texts, up to `max_utterances`, and what was left out."""
+    """The utterances of a split with their texts, and what was left out."""
     text, found = recipe["text"], DataReport()
-    chosen = select_texts(table, rules, tokenizer, text["unknown"], text.get("map") or {}, found)
-    limit = recipe["data"]["max_utterances"] if key == "train" else None
-    return chosen[: int(limit)] if limit else chosen, found
+    return select_texts(table, rules, tokenizer, text["unknown"], text.get("map") or {}, found), found
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Whether too much of a split is unusable. rows: those that were looked at; of all, the reader has kept `total`
+    and lost `lost`, which count in proportion where `data.hours` or `max_utterances` took a part."""
+
+    rows: int
+    lost: Counter[str]
+    total: int
+
+    def check(self, found: DataReport, max_bad: float) -> None:
+        """Raise DataError (`too_many_excluded`)."""
+        lost = round(self.lost.total() * self.rows / self.total) if self.total else 0
+        bad = DataReport()
+        bad.counts = found.counts + self.lost
+        bad.check_limit(max_bad, self.rows + lost, found.unusable_total() + lost)
 
 
 def _split(
     key: str,
-    total: int,
+    judge: _Judge,
     chosen: list[tuple[Utterance, str]],
     found: DataReport,
     recipe: dict[str, Any],
@@ -111,14 +180,13 @@ def _split(
     report: DataReport,
     progress: bool,
 ) -> Split:
-    """total: rows of the split's table; found: what `_choose` has left out."""
+    """found: what `_choose` has left out."""
     data = recipe["data"]
-    limit = data["max_utterances"] if key == "train" else None
     table = _table(key, [utterance for utterance, _ in chosen], recipe, model, found, progress)
     kept = _feasible({pair[0].id: pair for pair in chosen}, table, tokenizer, model, found, score=key == "test")
     report.counts += found.counts
     report.lines += found.lines
-    found.check_limit(float(data["max_bad"]), min(total, limit or total))
+    judge.check(found, float(data["max_bad"]))
     if not kept:
         raise DataError(
             f"split {data[key]!r} of {data['root']} has no usable utterance ({found.summary()})",

@@ -6,12 +6,13 @@ Listing reads package metadata only and imports nothing; loading imports one mod
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,50 @@ _registered: dict[tuple[str, str], type] = {}
 def _entries(kind: str) -> list[tuple[Plugin, EntryPoint]]:
     found = []
     seen = set()
-    for entry in entry_points(group=f"asrkit.{kind}"):
-        package = entry.dist.name if entry.dist else "?"
+    for entry in _entry_points(f"asrkit.{kind}"):
+        package, version = _identity(entry.dist)
         key = (entry.name, package, entry.value)
         if key in seen:  # the same distribution can lie on sys.path twice (editable installs)
             continue
         seen.add(key)
-        version = entry.dist.version if entry.dist else "?"
         found.append((Plugin(entry.name, kind, package, version, entry.value), entry))
     return found
+
+
+def _entry_points(group: str) -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=group))
+    except Exception:  # one package whose list of entry points cannot be read must not hide those of all others
+        readable, _ = _one_by_one()
+        return [entry for entry in readable if entry.group == group]
+
+
+def unreadable_packages() -> dict[str, str]:
+    """Installed packages whose entry points cannot be read, and why; asrkit goes on without what they offer."""
+    _, unreadable = _one_by_one()
+    return unreadable
+
+
+def _one_by_one() -> tuple[list[EntryPoint], dict[str, str]]:
+    readable: dict[str, list[EntryPoint]] = {}
+    unreadable: dict[str, str] = {}
+    for dist in distributions():
+        name, _ = _identity(dist)
+        if name in readable or name in unreadable:
+            continue  # the first on the path counts, as for the import of its modules
+        try:
+            readable[name] = list(dist.entry_points)
+        except Exception as error:
+            unreadable[name] = f"{type(error).__name__}: {error}"
+    return [entry for entries in readable.values() for entry in entries], unreadable
+
+
+def _identity(dist: Distribution | None) -> tuple[str, str]:
+    """Name and version, `?` where the metadata are damaged."""
+    try:
+        return (dist.name or "?", dist.version or "?") if dist is not None else ("?", "?")
+    except Exception:
+        return "?", "?"
 
 
 def list_plugins(kind: str | None = None) -> list[Plugin]:
@@ -89,7 +125,7 @@ def load(kind: str, name: str) -> Any:
     entry = next(entry for offered, entry in _entries(kind) if offered == plugin)
     try:
         cls = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(
             f"{plugin.package} {plugin.version} offers {name!r} but {plugin.target} does not load "
             f"({type(error).__name__}: {error})",
@@ -100,16 +136,27 @@ def load(kind: str, name: str) -> Any:
     return cls
 
 
+def loadable(kind: str) -> dict[str, Any]:
+    """Name -> class of all plugins of a kind that load. Broken ones are left out: `asrkit doctor` names them."""
+    found = {}
+    for name in dict.fromkeys(plugin.name for plugin in list_plugins(kind)):
+        with contextlib.suppress(RecipeError):
+            found[name] = load(kind, name)
+    return found
+
+
 def _check_api(cls: Any, who: str) -> None:
     api = getattr(cls, "asrkit_api", None)
-    if api == API:
+    if api == API and not isinstance(api, bool):
         return
-    side = "the plugin" if not isinstance(api, int) or api < API else "asrkit"
-    raise RecipeError(
-        f"{who} declares asrkit_api = {api!r}, this asrkit speaks {API}",
-        fix=f"{side} is the older side: upgrade it",
-        reason="plugin_api",
-    )
+    given = "declares no asrkit_api" if api is None else f"declares asrkit_api = {api!r}"
+    if not isinstance(cls, type):
+        given = f"is a {type(cls).__name__}, no class, and {given}"
+    if isinstance(api, int) and not isinstance(api, bool):
+        fix = f"{'the plugin' if api < API else 'asrkit'} is the older side: upgrade it"
+    else:
+        fix = f"the plugin is to derive from asrkit.StackEncoder or a like class, or to say asrkit_api = {API} itself"
+    raise RecipeError(f"{who} {given}, this asrkit speaks {API}", fix=fix, reason="plugin_api")
 
 
 def register(kind: str, name: str) -> Callable[[type], type]:

@@ -102,20 +102,20 @@ def lstm_scan(gates: Tensor, weight: Tensor, order: ScanOrder) -> Tensor:
     return _lstm_forward(gates, weight, order)[0]
 
 
-def _to_scan(rows: Tensor, index: Tensor, order: ScanOrder) -> Tensor:
+def to_scan(rows: Tensor, index: Tensor, order: ScanOrder) -> Tensor:
     """(B, T, D*N) -> a new contiguous (T, D, B, N)."""
     flat = rows.reshape(order.batch * order.frames * order.directions, -1)
     return flat.index_select(0, index).view(order.frames, order.directions, order.batch, -1)
 
 
-def _from_scan(tensor: Tensor, index: Tensor, order: ScanOrder) -> Tensor:
+def from_scan(tensor: Tensor, index: Tensor, order: ScanOrder) -> Tensor:
     """(D, T, B, N), or states (D, T + 1, B, N) -> (B, T, D*N)."""
     return tensor.view(-1, tensor.shape[-1]).index_select(0, index).view(order.batch, order.frames, -1)
 
 
-def _incoming(grad: Tensor, order: ScanOrder) -> Tensor:
+def incoming(grad: Tensor, order: ScanOrder) -> Tensor:
     """The gradient of the output (B, T, D*H) -> a new (T, D, B, H), zero past each end."""
-    grads = _to_scan(grad, order.output_back, order)
+    grads = to_scan(grad, order.output_back, order)
     return grads if order.padding is None else grads.masked_fill_(order.padding, 0)
 
 
@@ -130,7 +130,7 @@ def _with_doubled(weight: Tensor, gate: int) -> Tensor:
     return doubled
 
 
-def _chunks(frames: int, numbers_per_step: int) -> list[slice]:
+def chunks(frames: int, numbers_per_step: int) -> list[slice]:
     """Slices of the time axis, last first."""
     length = max(1, _CHUNK_NUMBERS // numbers_per_step)
     return [slice(max(0, end - length), end) for end in range(frames, 0, -length)]
@@ -146,7 +146,7 @@ def _recurrent_grad(states: Tensor, grad_sums: Tensor, gate: int) -> Tensor:
 
 def _gru_forward(gates: Tensor, weight: Tensor, bias: Tensor, order: ScanOrder) -> tuple[Tensor, ...]:
     size = weight.shape[2]
-    sums = _to_scan(gates, order.gates, order)
+    sums = to_scan(gates, order.gates, order)
     doubled = _with_doubled(weight, 2)
     candidates = sums[..., 2 * size :] * 2
     sums[..., 2 * size :] = (bias * 2)[:, None]  # the product is added here, so this third is its own sum
@@ -171,7 +171,7 @@ def _gru_forward(gates: Tensor, weight: Tensor, bias: Tensor, order: ScanOrder) 
         sigmoid(addcmul(candidate, reset, recurrent, out=candidate))
         add(minus_one, candidate, alpha=2, out=candidate)
         before = lerp(candidate, before, update, out=state)
-    return _from_scan(states, order.output, order), sums, candidates, states
+    return from_scan(states, order.output, order), sums, candidates, states
 
 
 class _GRUScan(torch.autograd.Function):
@@ -189,13 +189,13 @@ class _GRUScan(torch.autograd.Function):
         order: ScanOrder = ctx.order
         size = weight.shape[2]
         doubled = _with_doubled(weight, 2).transpose(1, 2).contiguous()
-        grad_states = _incoming(grad, order)  # (T, D, B, H); the recurrent part is added on the way
+        grad_states = incoming(grad, order)  # (T, D, B, H); the recurrent part is added on the way
         grad_sums = sums.new_empty(order.directions, order.frames, order.batch, 3 * size)
         grad_candidates = torch.empty_like(grad_states)
         spare = torch.empty_like(grad_states[0])
-        for chunk in _chunks(order.frames, order.directions * order.batch * 3 * size):
+        for chunk in chunks(order.frames, order.directions * order.batch * 3 * size):
             factors = grad_sums[:, chunk].transpose(0, 1).unflatten(-1, (3, size))
-            to_candidate = _gru_factors(sums[chunk], candidates[chunk], states[:, chunk].transpose(0, 1), factors)
+            to_candidate = gru_factors(sums[chunk], candidates[chunk], states[:, chunk].transpose(0, 1), factors)
             steps = zip(
                 grad_states[chunk].unbind(0),
                 grad_states[chunk].unsqueeze(3).unbind(0),
@@ -213,10 +213,10 @@ class _GRUScan(torch.autograd.Function):
         grad_weight = _recurrent_grad(states, grad_sums, 2)
         grad_bias = grad_sums[..., 2 * size :].sum((1, 2)).mul_(2)
         grad_sums[..., 2 * size :] = grad_candidates.transpose(0, 1)
-        return _from_scan(grad_sums, order.gates_back, order), grad_weight, grad_bias, None
+        return from_scan(grad_sums, order.gates_back, order), grad_weight, grad_bias, None
 
 
-def _gru_factors(sums: Tensor, candidate: Tensor, before: Tensor, factors: Tensor) -> Tensor:
+def gru_factors(sums: Tensor, candidate: Tensor, before: Tensor, factors: Tensor) -> Tensor:
     """Derivatives of a step's state by its three recurrent sums, into `factors` (T, D, B, 3, H).
 
     Returns the derivative by the candidate's input (T, D, B, H).
@@ -232,7 +232,7 @@ def _gru_factors(sums: Tensor, candidate: Tensor, before: Tensor, factors: Tenso
 
 def _lstm_forward(gates: Tensor, weight: Tensor, order: ScanOrder) -> tuple[Tensor, ...]:
     size = weight.shape[2]
-    sums = _to_scan(gates, order.gates, order)
+    sums = to_scan(gates, order.gates, order)
     sums[..., 2 * size : 3 * size] *= 2
     doubled = _with_doubled(weight, 2)
     states = sums.new_empty(order.directions, order.frames + 1, order.batch, size)
@@ -252,7 +252,7 @@ def _lstm_forward(gates: Tensor, weight: Tensor, order: ScanOrder) -> tuple[Tens
         cell = mul(forget, cell, out=cell_after).addcmul_(entry, new)
         add(minus_one, sigmoid(mul(cell, two, out=squashed), out=squashed), alpha=2, out=squashed)
         before = mul(out, squashed, out=state)
-    return _from_scan(states, order.output, order), sums, cells, states
+    return from_scan(states, order.output, order), sums, cells, states
 
 
 class _LSTMScan(torch.autograd.Function):
@@ -270,11 +270,11 @@ class _LSTMScan(torch.autograd.Function):
         order: ScanOrder = ctx.order
         size = weight.shape[2]
         doubled = _with_doubled(weight, 2).transpose(1, 2).contiguous()
-        grad_states = _incoming(grad, order)
+        grad_states = incoming(grad, order)
         grad_sums = sums.new_empty(order.directions, order.frames, order.batch, 4 * size)
         grad_cell = torch.zeros_like(grad_states[0])
         spare = torch.empty_like(grad_cell)
-        for chunk in _chunks(order.frames, order.directions * order.batch * 4 * size):
+        for chunk in chunks(order.frames, order.directions * order.batch * 4 * size):
             factors = grad_sums[:, chunk].transpose(0, 1).unflatten(-1, (4, size))
             to_cell = _lstm_factors(sums[chunk], cells[chunk.start : chunk.stop + 1], factors)
             steps = zip(
@@ -295,7 +295,7 @@ class _LSTMScan(torch.autograd.Function):
                 before.baddbmm_(product, doubled)
         grad_weight = _recurrent_grad(states, grad_sums, 2)
         grad_sums[..., 2 * size : 3 * size] *= 2
-        return _from_scan(grad_sums, order.gates_back, order), grad_weight, None
+        return from_scan(grad_sums, order.gates_back, order), grad_weight, None
 
 
 def _lstm_factors(sums: Tensor, cells: Tensor, factors: Tensor) -> Tensor:

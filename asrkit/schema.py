@@ -12,9 +12,9 @@ SCHEMA: dict[str, Any] = {
     "seed": 1,
     "layers": ANY,
     "data": {
-        "root": None,  # Common Voice (folder or .tar.gz), manifest, audio + text files, Parquet, Hub dataset OWNER/NAME
+        "root": None,  # Common Voice (folder or .tar.gz), manifest, audio + text files, Parquet, hf://OWNER/NAME
         "format": None,  # recognized from what lies there; or a name of kind `corpora`
-        "language": None,  # which folder of an archive, or configuration of a Hub dataset, where there are several
+        "language": None,  # which folder of an archive or of Parquet, or configuration of a Hub dataset, of several
         "train": "train",  # names of splits (Common Voice) or of files (manifests)
         "dev": "dev",
         "test": "test",
@@ -53,6 +53,12 @@ SCHEMA: dict[str, Any] = {
         "min_count": 16,
         "max_steps": 1024,
         "allow_batch_of_one": False,
+        "masked": True,  # false: statistics count the padding as zeros, the usual mistake, to be measured
+        "groups": 8,  # of group_norm
+        "gain": 1.0,  # what learned gains start at; Cooijmans et al. take 0.1 inside a recurrence
+        "renorm_r": 3.0,  # of batch_renorm: limits of its corrections, and training batches until they hold in full
+        "renorm_d": 5.0,
+        "renorm_warmup": 1000,
         "batch": "update",  # micro: with accumulation, batch statistics are those of the micro-batch, and you know it
     },
     "decoder": {"name": "greedy"},

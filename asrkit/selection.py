@@ -15,7 +15,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asrkit.errors import DataError, RecipeError, StorageError, nearest
+from asrkit.data_report import REASONS, DataReport
+from asrkit.errors import DataError, RecipeError, nearest
 from asrkit.tokenizers import name_symbols
 
 if TYPE_CHECKING:
@@ -23,90 +24,19 @@ if TYPE_CHECKING:
     from asrkit.text import TextRules
     from asrkit.tokenizers import Tokenizer
 
-# The stable codes of exclusions; a plugin may add its own.
-REASONS = {
-    "missing": "no such audio file",
-    "empty_file": "audio file of zero bytes",
-    "not_audio": "not an audio file, whatever its name says",
-    "truncated": "less audio than the header or the corpus says",
-    "nonfinite": "NaN or infinite samples",
-    "bad_scale": "samples far outside -1..1",
-    "silent": "no energy: peak below -60 dB of full scale",
-    "no_samples": "no audio in the file, or between start and end",
-    "needs_pyav": "m4a, mp4 or alike, which needs PyAV",
-    "too_short": "shorter than one frame",
-    "too_short_for_ctc": "fewer frames than labels + repeats",
-    "too_long": "longer than the recipe allows",
-    "empty_text": "no text left after normalization",
-    "unknown_character": "characters outside the alphabet",
-    "duplicate": "the same row twice",
-    "reported": "sentence reported by readers, left out by data.reported",
-    "benchmark": "Benchmark segment, left out by data.segments",
-    "no_text": "audio without a text file beside it",
-}
+__all__ = [
+    "POLICIES",
+    "REASONS",
+    "DataReport",
+    "Leakage",
+    "compare_hashes",
+    "leakage",
+    "normalized",
+    "select_texts",
+    "split_hash",
+]
+
 POLICIES = ("error", "drop", "map")
-
-
-class DataReport:
-    """What was left out or noticed, utterance by utterance; `counts` is by reason.
-
-    A `duplicate` is a row too many, not a lost utterance: it is counted, but not a reason to stop.
-    """
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.lines: list[dict[str, Any]] = []
-
-    def exclude(self, utterance: Utterance, reason: str, **numbers: Any) -> None:
-        """This utterance is not used; `numbers` are what a reader needs to check it (frames, labels, line, ...)."""
-        self.counts[reason] += 1
-        self.lines.append({"excluded": reason, **_who(utterance), **numbers})
-
-    def note(self, what: str, utterance: Utterance | None = None, **numbers: Any) -> None:
-        """Something worth knowing that excludes nothing."""
-        self.lines.append({"note": what, **(_who(utterance) if utterance else {}), **numbers})
-
-    def write(self, path: Path | str) -> None:
-        """One JSON object per line, in the order of events; exclusions have `excluded`, notes have `note`."""
-        text = "".join(json.dumps(_plain(line), ensure_ascii=False, default=str) + "\n" for line in self.lines)
-        try:
-            Path(path).write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}", reason="unwritable") from error
-
-    def summary(self) -> str:
-        """`7 excluded: 5 missing (no such audio file), 2 empty_text (...)`, or that nothing was."""
-        if not self.counts:
-            return "nothing excluded"
-        parts = [
-            f"{count} {reason}" + (f" ({REASONS[reason]})" if reason in REASONS else "")
-            for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        ]
-        return f"{self.counts.total()} excluded: {', '.join(parts)}"
-
-    def check_limit(self, max_bad: float, total: int, excluded: int | None = None) -> None:
-        """Raise DataError (`too_many_excluded`) if more than the share `max_bad` of `total` was excluded.
-
-        `excluded` is how many of these were; None: all that this report knows, duplicates apart.
-        """
-        bad = self.counts.total() - self.counts["duplicate"] if excluded is None else excluded
-        if bad > max_bad * total:
-            raise DataError(
-                f"{bad} of {total} utterances are unusable ({self.summary()})",
-                possible=f"up to {max_bad:.2%} (max_bad)",
-                fix="repair the data, or raise max_bad if this is expected",
-                reason="too_many_excluded",
-            )
-
-
-def _who(utterance: Utterance) -> dict[str, Any]:
-    return {"split": utterance.split, "id": utterance.id, "audio": str(utterance.audio)}
-
-
-def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: write them as words."""
-    odd = {key: str(value) for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
-    return line | odd
 
 
 def select_texts(
@@ -254,8 +184,9 @@ def leakage(
 ) -> Leakage:
     """Compare every two splits; `check` of the result judges.
 
-    Unknown speakers ("") are not compared. Audio is the same if the id is, or the file (by its hash where `hashes` has
-    one) with overlapping start and end. Sentences are compared after `rules`, or else without regard to case.
+    Unknown speakers ("") are not compared. Audio is the same if the file is (by its hash where `hashes` has one) with
+    overlapping start and end; ids are names within a split, and say nothing about another. Sentences are compared after
+    `rules`, or else without regard to case.
     """
     found = Leakage()
     normalize = rules or str.casefold
@@ -274,7 +205,6 @@ def leakage(
 
 def _shared_audio(a: Sequence[Utterance], b: Sequence[Utterance], hashes: Mapping[Path, str]) -> list[str]:
     """Ids of `b` whose audio is in `a`."""
-    ids = {u.id for u in a}
     pieces: dict[str, list[tuple[float, float]]] = {}
     for u in a:
         pieces.setdefault(hashes.get(u.audio, str(u.audio)), []).append(_interval(u))
@@ -282,7 +212,7 @@ def _shared_audio(a: Sequence[Utterance], b: Sequence[Utterance], hashes: Mappin
     for u in b:
         start, end = _interval(u)
         others = pieces.get(hashes.get(u.audio, str(u.audio)), [])
-        if u.id in ids or any(start < other_end and other_start < end for other_start, other_end in others):
+        if any(start < other_end and other_start < end for other_start, other_end in others):
             shared.append(u.id)
     return sorted(shared)
 

@@ -1,33 +1,37 @@
 """Arrow shards: what preparation computes for each utterance, on disk once and memory-mapped by training.
 
 A folder holds `shard-00000.arrow`, ... (plain Arrow streams, which `datasets.Dataset.from_file` opens as well), beside
-each a `.json` with what was excluded or noted, and `manifest.json`, written last. A shard is a pure function of its
-items: written under another name, synced, renamed, its `.json` after it. So a killed preparation goes on at the first
-missing shard and ends with the same bytes, and two processes that fill one folder replace files by their equals.
+each a `.json` with what was excluded or noted and with its sha256, and `manifest.json`, written last. A shard is a pure
+function of its items: written under another name, synced, renamed, its `.json` after it. So a killed preparation goes
+on at the first missing shard and ends with the same bytes, and two processes that fill one folder replace files by
+their equals. A shard whose bytes are not those that were written is never used, but made again.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
+import logging
 import os
-import re
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from asrkit.disk import atomic_write, sync_folder
+from asrkit.disk import atomic_write, remove_leftovers, sync_folder, temporary_name
 
 CLIPS_PER_SHARD = 1000
 ROWS_PER_BATCH = 250  # a table touches a few pages of each batch when it is opened
+BATCH_BYTES = 1 << 26  # and no more than about so many
+HELD_BYTES = 1 << 28  # of results that wait for an earlier one
 MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
+_verified: set[tuple[str, int, int, int, int]] = set()  # the files whose bytes this process has compared
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -106,11 +110,40 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether this shard is there with all its bytes, and its `.json` with it."""
+    """Whether this shard is there with the very bytes that were written, and its `.json` with it."""
+    return _damage(path) is None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a shard in words, "" if it (or its `.json`) is not there, None if nothing is.
+
+    All bytes are read, once in a process as long as the file does not change.
+    """
+    side = path.with_suffix(".json")
     try:
-        return bool(json.loads(path.with_suffix(".json").read_bytes())["bytes"] == path.stat().st_size)
-    except (OSError, ValueError, KeyError):
-        return False
+        facts = json.loads(side.read_bytes())
+        if facts.pop("check") != _check(facts):
+            return f"{side.name} is not as it was written"
+        found = path.stat()
+        if found.st_size != facts["bytes"]:
+            return f"{found.st_size} bytes instead of {facts['bytes']}"
+        state = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if state not in _verified:
+            with path.open("rb", buffering=0) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                    return "its bytes are not those that were written"
+            _verified.add(state)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{side.name} cannot be read"
+    return None
+
+
+def _check(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def write_shards(
@@ -128,17 +161,21 @@ def write_shards(
     Raises OSError when the disk does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     starts = shard_starts(len(items))
     for index, start in enumerate(starts):
         path, part = shard_path(folder, index), items[start : start + starts.step]
-        if is_whole(path):
+        damage = _damage(path)
+        if damage is None:
             advance(len(part))
-        else:
-            _write_shard(path, _in_order(pool, work, part, 4 * workers), layout, advance)
+            continue
+        if damage:
+            logger.warning("%s is damaged (%s) and is made again", path, damage)
+        _write_shard(path, _in_order(pool, work, part, 4 * workers, _bytes), layout, advance)
     shards = [json.loads(shard_path(folder, i).with_suffix(".json").read_bytes()) for i in range(len(starts))]
     summary = [
-        {"file": shard_path(folder, i).name, "rows": s["rows"], "bytes": s["bytes"]} for i, s in enumerate(shards)
+        {"file": shard_path(folder, i).name} | {key: s[key] for key in ("rows", "bytes", "sha256")}
+        for i, s in enumerate(shards)
     ]
     totals = {"items": len(items), "rows": sum(shard["rows"] for shard in shards)}
     atomic_write(folder / MANIFEST, json.dumps({**facts, **totals, "shards": summary}, indent=1) + "\n")
@@ -151,64 +188,94 @@ def read_sides(folder: Path, shards: int) -> Iterator[dict[str, Any]]:
 
 
 def _write_shard(path: Path, outcomes: Iterable[Outcome], layout: Layout, advance: Callable[[int], object]) -> None:
-    temporary = path.with_name(f".tmp-{socket.gethostname()}-{os.getpid()}-{path.name}")
-    excluded, notes, count = [], [], 0
+    temporary = path.with_name(temporary_name(path.name))
+    excluded, notes, count, held = [], [], 0, 0
     rows: list[tuple[str, int, bytes]] = []
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, layout.schema) as writer:
+        with temporary.open("wb", buffering=0) as file:
+            sink = _Hashing(file)
+            writer = pa.ipc.new_stream(sink, layout.schema)
             for outcome in outcomes:
                 notes += [(outcome.id, what, numbers) for what, numbers in outcome.notes]
                 if outcome.values is None:
                     excluded.append((outcome.id, outcome.reason, outcome.numbers))
                 else:
                     rows.append((outcome.id, len(outcome.values), outcome.values.tobytes()))
-                    count += 1
-                if len(rows) == ROWS_PER_BATCH:
+                    count, held = count + 1, held + outcome.values.nbytes
+                if len(rows) == ROWS_PER_BATCH or held >= BATCH_BYTES:
                     writer.write(_record_batch(rows, layout))
                     rows.clear()
+                    held = 0
                 advance(1)
             if rows:
                 writer.write(_record_batch(rows, layout))
-        with temporary.open("rb+") as file:
+            writer.close()
             os.fsync(file.fileno())
-            size = file.seek(0, os.SEEK_END)
+            size = file.tell()
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-    side = {"rows": count, "bytes": size, "excluded": excluded, "notes": notes}
-    atomic_write(path.with_suffix(".json"), json.dumps(side, ensure_ascii=False) + "\n")
+    side = {"rows": count, "bytes": size, "sha256": sink.digest.hexdigest(), "excluded": excluded, "notes": notes}
+    side = json.loads(json.dumps(side))  # as it will be read
+    atomic_write(path.with_suffix(".json"), json.dumps(side | {"check": _check(side)}, ensure_ascii=False) + "\n")
+
+
+class _Hashing:
+    """What Arrow writes to: a file, and the hash of every byte on its way there."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.digest.update(view)
+        done = 0
+        while done < len(view):  # an unbuffered file may take a part only
+            done += self.file.write(view[done:])
+        return done
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """The file is its opener's."""
+
+
+def _bytes(outcome: Outcome) -> int:
+    return 0 if outcome.values is None else outcome.values.nbytes
 
 
 def _record_batch(rows: list[tuple[str, int, bytes]], layout: Layout) -> pa.RecordBatch:
     return pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=layout.schema)
 
 
-def _in_order(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """Results in the order of the items; at most `ahead` of them wait, so memory does not grow with the shard."""
+def _in_order(
+    pool: Executor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+    size: Callable[[Result], int] = lambda _: 0,
+) -> Iterator[Result]:
+    """Results in the order of the items; at most `ahead` of them wait, and fewer where those that are ready hold over
+    HELD_BYTES by their `size`, so memory does not grow with the shard."""
     waiting: deque[Future[Result]] = deque()
+
+    def held() -> int:
+        return sum(size(future.result()) for future in waiting if future.done() and future.exception() is None)
+
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
+            while len(waiting) > ahead or held() > HELD_BYTES:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         for future in waiting:
             future.cancel()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Unfinished files of processes of this machine that are no more; those of others may still be written to."""
-    for path in folder.glob(".tmp-*"):
-        match = re.match(rf"\.tmp-(?:{re.escape(socket.gethostname())}-)?(\d+)-", path.name)
-        if match is None:
-            continue
-        try:
-            os.kill(int(match[1]), 0)
-        except ProcessLookupError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        except OSError:  # it lives, and is somebody else's
-            continue

@@ -21,6 +21,7 @@ import numpy as np
 from asrkit.errors import AudioError
 
 BLOCK = 1 << 16  # frames per read
+PIECE = 1 << 8  # frames per read near a place where decoding fails
 MIN_RATE, MAX_RATE = 2_000, 768_000  # a forged rate would blow a small file up when it is resampled
 STREAMED_BYTES = 0x7FFFFF00  # what programs that write to a pipe put where the size belongs
 MPEG1_KILOBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # per second, layer III
@@ -54,10 +55,28 @@ class SoundfileReader:
         return container(head) in self.formats
 
     def read(self, source: Path | BinaryIO, start: float, end: float | None, limit: float | None) -> Decoded:
-        """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`)."""
+        """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`).
+
+        libsndfile keeps nothing of a read that fails. So where decoding fails, all is decoded once more from a fresh
+        start, that last block in pieces: a damaged file loses no more than one of these, and a disk error that has
+        passed nothing.
+        """
+        with quiet_decoders():
+            decoded = self._read(source, start, end, limit)
+            if decoded.problem is None:
+                return decoded
+            again = self._read(source, start, end, limit, good=len(decoded.samples))
+            return again if len(again.samples) >= len(decoded.samples) else decoded
+
+    def _read(
+        self, source: Path | BinaryIO, start: float, end: float | None, limit: float | None, good: int | None = None
+    ) -> Decoded:
+        """`read`, once; after `good` frames in small pieces."""
         import soundfile
 
-        with quiet_decoders(), _open(soundfile, source) as file:
+        if good is not None and not isinstance(source, Path):
+            source.seek(0)
+        with _open(soundfile, source) as file:
             rate, channels = file.samplerate, file.channels
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise AudioError(
@@ -75,8 +94,8 @@ class SoundfileReader:
                     return Decoded(np.zeros((0, channels), np.float32), rate)
             wanted = None if last is None else max(0, last - first)
             budget = wanted if most is None else most if wanted is None else min(wanted, most)
-            samples, problem = _read_blocks(soundfile, file, budget, channels)
-            more = budget == most != wanted and len(samples) == budget and len(file.read(1)) == 1
+            samples, problem = _read_blocks(soundfile, file, budget, channels, good)
+            more = budget == most != wanted and len(samples) == budget and _goes_on(soundfile, file)
             if budget == len(samples):
                 return Decoded(samples, rate, budget, problem, more)
             claimed = _claimed_frames(file, source)
@@ -140,13 +159,25 @@ def _open(soundfile: Any, source: Path | BinaryIO) -> Any:
         ) from error
 
 
-def _read_blocks(soundfile: Any, file: Any, budget: int | None, channels: int) -> tuple[np.ndarray, str | None]:
-    """Samples (S, channels) up to `budget`, and the decoder's message where it gave up."""
+def _goes_on(soundfile: Any, file: Any) -> bool:
+    """Whether there is one more frame, be it one that does not decode."""
+    try:
+        return len(file.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return True
+
+
+def _read_blocks(
+    soundfile: Any, file: Any, budget: int | None, channels: int, good: int | None
+) -> tuple[np.ndarray, str | None]:
+    """Samples (S, channels) up to `budget`, and the decoder's message where it gave up; after `good` frames in
+    pieces."""
     blocks: list[np.ndarray] = []
     done, problem = 0, None
     while budget is None or done < budget:
+        size = BLOCK if good is None or done + BLOCK <= good else good - done if done < good else PIECE
         try:
-            block = file.read(BLOCK if budget is None else min(BLOCK, budget - done), "float32", always_2d=True)
+            block = file.read(size if budget is None else min(size, budget - done), "float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             problem = error.error_string
             break

@@ -32,6 +32,11 @@ class Split(Dataset[tuple[int, str, np.ndarray, Sequence[int]]]):
         """Which epoch is read; cached features are the same in each."""
 
     @property
+    def noise(self) -> str:
+        """Hash of the noise files that are mixed in, "" for none: a run does not go on with others."""
+        return ""
+
+    @property
     def frames(self) -> list[int]:
         """Feature frames of every utterance (N,)."""
         return [self.table.counts[row] for row in self.rows]
@@ -62,6 +67,11 @@ class AugmentedSplit(Split):
     def set_epoch(self, epoch: int) -> None:
         """Read the waveforms as they are perturbed in this epoch."""
         self.epoch = epoch
+
+    @property
+    def noise(self) -> str:
+        """As of `Noise`."""
+        return self.perturbation.noise.fingerprint if self.perturbation.noise else ""
 
     @property
     def frames(self) -> list[int]:

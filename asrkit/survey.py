@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from asrkit import registry
-from asrkit.corpus import Corpus, Utterance, fetch, open_corpus
+from asrkit.corpus import Corpus, Utterance, fetch, open_data, split_names
+from asrkit.data_report import CHOICES
 from asrkit.errors import AsrkitError, DataError, nearest
+from asrkit.schema import SCHEMA
 from asrkit.selection import DataReport, Leakage, leakage, select_texts
 from asrkit.survey_audio import Listener
 from asrkit.survey_figures import SplitFigures, split_figures
@@ -26,6 +28,7 @@ from asrkit.tokenizers import CharacterTokenizer
 
 VERSION = 1  # of the form of `Survey.to_dict`
 TRAINED = ("train", "dev", "test")
+ALIASES = ("valid", "validation", "val")  # of dev, in Parquet and in manifests
 UNSPLIT = ("validated", "invalidated", "other")  # tables of a release that training does not read
 
 
@@ -46,7 +49,10 @@ class Problem:
 
 @dataclass
 class Survey:
-    """A corpus: its splits, what those in `compared` share, the problems; `report` has a line for each exclusion."""
+    """A corpus: its splits, what those in `compared` share, the problems; `report` has a line for each exclusion.
+
+    outside: how many clips belong to no split, by reason; notes: what the reader noticed.
+    """
 
     root: str
     format: str
@@ -57,6 +63,8 @@ class Survey:
     compared: list[str]
     leakage: Leakage
     problems: list[Problem]
+    outside: dict[str, int]
+    notes: list[dict[str, Any]]
     report: DataReport = field(repr=False)
 
     @property
@@ -76,6 +84,12 @@ def survey(
     format: str | None = None,
     column: str | None = None,
     language: str | None = None,
+    reported: str = "keep",
+    segments: str = "all",
+    train: str | None = None,
+    dev: str | None = None,
+    test: str | None = None,
+    cache: Path | str = SCHEMA["data"]["cache"],
     rules: str = "spanish",
     splits: Sequence[str] = (),
     decode: int | None = 200,
@@ -87,15 +101,25 @@ def survey(
 ) -> Survey:
     """Survey the splits (default: all) of a corpus.
 
+    Options up to `cache` are those of a recipe's `data:`, and mean what they mean for training: `train`, `dev` and
+    `test` are names of splits or of tables, and where any is given, the survey is of these.
     decode: how many clips of every split are decoded, None for all; only_unknown: none where the corpus claims their
     length. A table that cannot be read is a Problem, and the other tables are still read. The splits that training
-    uses (train, dev, test; in a corpus without these names all but `validated`, `invalidated` and `other`) must not
-    share speakers or audio, and at most `max_bad` of each may be unusable. Raises DataError where `root` is no corpus.
+    uses (train, dev or one of its other names, test; in a corpus without these names all but `validated`, `invalidated`
+    and `other`) must not share speakers or audio, and at most `max_bad` of each may be unusable. Raises DataError where
+    `root` is no corpus.
     """
     report = DataReport()
-    corpus = open_corpus(root, format, column=column, language=language, report=report)
-    names = _names(corpus, splits)
-    compared = [name for name in names if name in TRAINED] or [name for name in names if name not in UNSPLIT]
+    data = {"root": str(root), "format": format, "column": column, "language": language, "cache": str(cache)}
+    data |= {"reported": reported, "segments": segments, "train": train, "dev": dev, "test": test}
+    corpus = open_data(data, report, progress)
+    named = split_names(data)
+    names = _names(list(named.values()) or corpus.splits(), splits)
+    compared = (
+        [name for name in names if named]
+        or [name for name in names if name in (*TRAINED, *ALIASES)]
+        or [name for name in names if name not in UNSPLIT]
+    )
     text_rules = _Remembered(registry.load("text", rules)())
     listener = Listener(decode, only_unknown, max_seconds, progress)
     held = _fetch_sample(corpus, names, listener)
@@ -108,7 +132,8 @@ def survey(
         except AsrkitError as error:
             problems.append(Problem.of(error, name))
             continue
-        found[name] = _figures(utterances, name, text_rules, listener, report, hasattr(corpus, "fetch"))
+        role = "test" if name == named.get("test") else name
+        found[name] = _figures(utterances, name, role, text_rules, listener, report, hasattr(corpus, "fetch"))
         if name in compared:
             tables[name] = utterances
             problems += _too_many(name, found[name], max_bad)
@@ -127,6 +152,8 @@ def survey(
         compared=list(tables),
         leakage=shared,
         problems=problems,
+        outside=dict(sorted(_excluded(report, "").items())),
+        notes=[line for line in report.lines if "note" in line],
         report=report,
     )
 
@@ -157,16 +184,23 @@ def _fetch_sample(corpus: Corpus, names: Sequence[str], listener: Listener) -> d
 
 
 def _figures(
-    utterances: list[Utterance], name: str, rules: TextRules, listener: Listener, report: DataReport, fetched: bool
+    utterances: list[Utterance],
+    name: str,
+    role: str,
+    rules: TextRules,
+    listener: Listener,
+    report: DataReport,
+    fetched: bool,
 ) -> SplitFigures:
-    """The figures of one split; `report` already has the rows that the reader left out."""
+    """The figures of one split; `report` already has the rows that the reader left out. role: test, whatever its name,
+    keeps long clips."""
     rows = len(utterances) + _excluded(report, name).total()
     texts = [rules(utterance.text) for utterance in utterances]
     tokenizer = CharacterTokenizer(texts or " " if rules.alphabet is None else rules.alphabet)
     selected = select_texts(utterances, rules, tokenizer, "drop", None, report)
     text_of = {utterance.id: text for utterance, text in selected}
     chosen = {utterance.id for utterance in listener.chosen(utterances)}
-    usable, audio = listener.listen([utterance for utterance, _ in selected], name, report, chosen, fetched)
+    usable, audio = listener.listen([utterance for utterance, _ in selected], role, report, chosen, fetched)
     kept = [(utterance, text_of[utterance.id]) for utterance in usable]
     excluded = dict(sorted(_excluded(report, name).items()))
     return split_figures(kept, texts, listener.seconds, rules.alphabet, rows, excluded, audio)
@@ -177,20 +211,23 @@ def _excluded(report: DataReport, split: str) -> Counter[str]:
 
 
 def _too_many(name: str, figures: SplitFigures, max_bad: float) -> list[Problem]:
-    """The share of unusable clips against the limit; what decoding a sample found is taken for the whole split."""
+    """The share of unusable clips against the limit; what decoding a sample found is taken for the whole split. Rows
+    that are left out by choice are not among them."""
     audio = figures.audio
+    by_choice = sum(figures.excluded.get(reason, 0) for reason in CHOICES)
+    rows = figures.rows - by_choice
     from_audio = sum(audio.unusable.values())
-    known = sum(figures.excluded.values()) - figures.excluded.get("duplicate", 0) - from_audio
-    rest = figures.rows - figures.excluded.get("duplicate", 0) - known
+    known = sum(figures.excluded.values()) - by_choice - from_audio
+    rest = rows - known
     bad = known + (from_audio * rest / audio.decoded if audio.decoded else 0)
-    if bad <= max_bad * figures.rows:
+    if bad <= max_bad * rows:
         return []
     about = "about " if from_audio and audio.decoded < rest else ""
-    counts = ", ".join(f"{count} {reason}" for reason, count in figures.excluded.items())
+    counts = ", ".join(f"{count} {reason}" for reason, count in figures.excluded.items() if reason not in CHOICES)
     texts = figures.excluded.get("unknown_character", 0) + figures.excluded.get("empty_text", 0)
     fix = "choose text rules or replacements (text.map) that fit the language" if 2 * texts > bad else "repair the data"
     error = DataError(
-        f"{about}{bad / figures.rows:.1%} of the {figures.rows} rows of {name!r} cannot be used ({counts})",
+        f"{about}{bad / rows:.1%} of the {rows} rows of {name!r} cannot be used ({counts})",
         possible=f"up to {max_bad:.2%} (max_bad)",
         fix=f"{fix}; or, if this is expected, raise data.max_bad (here --max-bad)",
         reason="too_many_excluded",
@@ -198,8 +235,7 @@ def _too_many(name: str, figures: SplitFigures, max_bad: float) -> list[Problem]
     return [Problem.of(error, name)]
 
 
-def _names(corpus: Corpus, wanted: Sequence[str]) -> list[str]:
-    names = corpus.splits()
+def _names(names: list[str], wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in names:
             raise DataError(f"no split {name!r}", possible=nearest(name, names), reason="unknown_split")
@@ -207,8 +243,8 @@ def _names(corpus: Corpus, wanted: Sequence[str]) -> list[str]:
 
 
 def _format_name(corpus: Corpus) -> str:
-    names = [plugin.name for plugin in registry.list_plugins("corpora")]
-    return next((name for name in names if registry.load("corpora", name) is type(corpus)), type(corpus).__name__)
+    readers = registry.loadable("corpora")
+    return next((name for name, reader in readers.items() if reader is type(corpus)), type(corpus).__name__)
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """What only the audio files tell: which clips cannot be used, how long they are, their rates, what a listener notes.
 
 Sizes are looked at for every clip. Decoding costs milliseconds a clip, so it may be done for a sample: the clips whose
-sha256 of the id is lowest, which is the same sample in any order of rows and on any machine.
+sha256 of the id is lowest, which is the same sample in any order of rows and on any machine. No more is decoded of a
+clip than preparing it would: `max_seconds`, or ten minutes of one of the test split.
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from asrkit.audio import LONGEST, MISSING
 from asrkit.corpus import Utterance
+from asrkit.disk import unreadable
 from asrkit.selection import DataReport
 from asrkit.subset import header
 
 if TYPE_CHECKING:
     from asrkit.features import FeatureExtractor
 
-LONGEST = 1e4  # seconds that are decoded of one clip; which are too long depends on the split
 CHUNK = 512
 Key = tuple[Path, float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One decoded clip. `reason` says why it cannot be used, "" if it can; digest is the sha256 of the file."""
+    """One decoded clip. `reason` says why it cannot be used, "" if it can; digest is the sha256 of the file; at most
+    `limit` seconds of it were decoded."""
 
     seconds: float = 0.0
     rate: int = 0
@@ -41,6 +44,7 @@ class Clip:
     reason: str = ""
     numbers: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
+    limit: float = 0.0
 
 
 _NOT_DECODED = Clip()
@@ -67,7 +71,7 @@ class Listener:
     """Decodes clips in threads and remembers them, since the tables of a release name the same clips.
 
     decode: clips of every split, None for all. only_unknown: none where the corpus claims the length. Longer than
-    `max_seconds` is unusable, as in training.
+    `max_seconds` is unusable, as in training; in the test split, longer than `LONGEST`.
     """
 
     def __init__(self, decode: int | None, only_unknown: bool, max_seconds: float, progress: bool) -> None:
@@ -103,32 +107,39 @@ class Listener:
                 report.exclude(utterance, reason)
             else:
                 present.append(utterance)
-        self._decode([u for u in present if u.id in chosen and _key(u) not in self.clips], split)
+        limit = LONGEST if split == "test" else self.max_seconds
+        self._decode([u for u in present if u.id in chosen and self._clip(u, limit) is None], split, limit)
         usable: list[Utterance] = []
         unusable: Counter[str] = Counter()
         for utterance in present:
-            clip = self.clips.get(_key(utterance), _NOT_DECODED) if self.clips else _NOT_DECODED
+            clip = self._clip(utterance, limit) or _NOT_DECODED
             reason, numbers = clip.reason, clip.numbers
             seconds = self.seconds(utterance)
-            if not reason and split != "test" and seconds is not None and seconds > self.max_seconds:
-                reason, numbers = "too_long", {"seconds": round(seconds, 3), "max_seconds": self.max_seconds}
+            if reason == "too_long" or (not reason and seconds is not None and seconds > limit):
+                longest = float(numbers.get("seconds", seconds or 0.0))
+                reason, numbers = "too_long", {"seconds": round(longest, 3), "max_seconds": limit}
             if not reason:
                 usable.append(utterance)
                 continue
             report.exclude(utterance, reason, **numbers)
             if clip.reason or utterance.seconds is None:
                 unusable[reason] += 1
-        decoded = [self.clips[_key(u)] for u in present if _key(u) in self.clips] if self.clips else []
+        decoded = [found for u in present if (found := self._clip(u, limit)) is not None]
         return usable, _count(decoded, unusable)
 
-    def _decode(self, utterances: Sequence[Utterance], split: str) -> None:
+    def _clip(self, utterance: Utterance, limit: float) -> Clip | None:
+        """This clip as decoded, None if it was not; cut at less than this limit, it was not either."""
+        clip = self.clips.get(_key(utterance)) if self.clips else None
+        return None if clip is None or (clip.reason == "too_long" and clip.limit < limit) else clip
+
+    def _decode(self, utterances: Sequence[Utterance], split: str, limit: float) -> None:
         if not utterances:
             return
         bar = tqdm(total=len(utterances), desc=f"decode {split}", unit="clip", disable=not self.progress, leave=False)
         with _one_torch_thread(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool, bar:
             for start in range(0, len(utterances), CHUNK):
                 part = utterances[start : start + CHUNK]
-                for utterance, clip in zip(part, pool.map(inspect, part), strict=True):
+                for utterance, clip in zip(part, pool.map(partial(inspect, limit=limit), part), strict=True):
                     self.clips[_key(utterance)] = clip
                     bar.update()
 
@@ -166,19 +177,23 @@ def sample(utterances: Sequence[Utterance], count: int | None) -> list[Utterance
     return [utterances[i] for i in sorted(order[:count])]
 
 
-def inspect(utterance: Utterance) -> Clip:
-    """Decode one clip and judge it as the preparation does (`asrkit.clips`), whatever its length."""
+def inspect(utterance: Utterance, limit: float) -> Clip:
+    """Decode at most so many seconds of one clip and judge it as the preparation does (`asrkit.clips`)."""
     from asrkit.clips import Limits, waveform_of
 
-    outcome = waveform_of(utterance, _extractor(), Limits(LONGEST))
+    outcome = waveform_of(utterance, _extractor(), Limits(limit))
+    numbers = outcome.numbers
+    if outcome.reason == "too_long" and utterance.end is None:  # how long it is, its header says
+        numbers = numbers | {"seconds": max(numbers["seconds"], header(utterance.audio)[0] - utterance.start)}
     if outcome.values is None:
-        return Clip(reason=outcome.reason, numbers=outcome.numbers)
+        return Clip(reason=outcome.reason, numbers=numbers, limit=limit)
     whole = utterance.start == 0 and utterance.end is None
     return Clip(
         seconds=len(outcome.values) / _extractor().sample_rate,
         rate=header(utterance.audio)[1],
         notes=tuple(note for note, _ in outcome.notes),
         digest=_digest(utterance.audio) if whole else "",
+        limit=limit,
     )
 
 
@@ -197,10 +212,15 @@ def _key(utterance: Utterance) -> Key:
 def _no_file(utterance: Utterance) -> str:
     try:
         return "" if os.stat(utterance.audio).st_size else "empty_file"
-    except OSError:
-        return "missing"
+    except OSError as error:
+        if error.errno in MISSING:
+            return "missing"
+        raise unreadable(error, utterance.audio) from error
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(error, path) from error

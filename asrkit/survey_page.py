@@ -88,9 +88,16 @@ def _overview(survey: Survey) -> str:
     )
     table = f'<table><thead><tr><th>split</th><th class="wide"></th>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return (
-        f'<section class="grid"><article class="card all"><h2>Splits</h2><div class="scroll">{table}</div></article>'
+        f'<section class="grid"><article class="card all"><h2>Splits</h2><div class="scroll">{table}</div>'
+        f"{_beside(survey)}</article>"
         f"{_shared(survey)}</section>"
     )
+
+
+def _beside(survey: Survey) -> str:
+    """What belongs to no split, and what the reader noticed."""
+    lines = [f"in no split: {count:,} {REASONS.get(reason, reason)}" for reason, count in survey.outside.items()]
+    return "".join(f'<p class="note">{escape(line)}</p>' for line in [*lines, *survey.report.notes()])
 
 
 def _shared(survey: Survey) -> str:

@@ -18,8 +18,9 @@ GROUPS = 12  # accents shown
 
 def check_text(survey: Survey) -> str:
     """Rows, exclusions with examples, what splits share, audio, and the verdict."""
-    parts = [_head(survey), _splits(survey), _excluded(survey), _outside(survey), _audio(survey), _shared(survey)]
-    return "\n\n".join(part for part in [*parts, _verdict(survey)] if part)
+    parts = [_head(survey), _splits(survey), _excluded(survey), _noted(survey), _outside(survey), _audio(survey)]
+    parts.append(_shared(survey))
+    return _harmless("\n\n".join(part for part in [*parts, _verdict(survey)] if part))
 
 
 def stats_text(survey: Survey, unicode: bool = True) -> str:
@@ -39,11 +40,19 @@ def stats_text(survey: Survey, unicode: bool = True) -> str:
         _outside(survey),
         _repeated(survey),
         _excluded(survey, examples=0),
+        _noted(survey),
         _audio(survey),
         _shared(survey),
         _verdict(survey),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return _harmless("\n\n".join(part for part in parts if part))
+
+
+def _harmless(text: str) -> str:
+    """What a terminal would obey (escape sequences, direction marks) as `\\x1b`: cells are strangers' text."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def hours_text(figures: SplitFigures) -> str:
@@ -94,15 +103,21 @@ def _splits(survey: Survey) -> str:
 
 def _excluded(survey: Survey, examples: int = EXAMPLES) -> str:
     lines = []
-    for name, figures in survey.splits.items():
-        for reason, count in figures.excluded.items():
+    splits = {name: (name, figures.excluded) for name, figures in survey.splits.items()}
+    for name, (split, excluded) in {**splits, "in no split": ("", survey.outside)}.items():
+        for reason, count in excluded.items():
             lines.append(f"  {name}: {count:,} {reason}" + (f" ({REASONS[reason]})" if reason in REASONS else ""))
-            found = (x for x in survey.report.lines if x.get("excluded") == reason and x["split"] == name)
+            found = (x for x in survey.report.lines if x.get("excluded") == reason and x["split"] == split)
             for _, line in zip(range(examples), found, strict=False):
                 more = {key: value for key, value in line.items() if key not in ("excluded", "split", "id", "audio")}
                 text = ", ".join(f"{key} {value}" for key, value in more.items())
                 lines.append(f"    {line['id']}: {textwrap.shorten(text, 100, placeholder='…')}")
     return "\n".join(["excluded", *lines]) if lines else "excluded: nothing"
+
+
+def _noted(survey: Survey) -> str:
+    notes = survey.report.notes()
+    return "\n".join(["noted", *(f"  {note}" for note in notes)]) if notes else ""
 
 
 def _outside(survey: Survey) -> str:

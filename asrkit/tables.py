@@ -56,17 +56,20 @@ class Row:
         return value
 
 
-def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(path: Path, required: Sequence[str] = (), skipped: list[int] | None = None) -> Iterator[Row]:
     """The rows of a .tsv, .csv or .jsonl file, one by one.
 
     UTF-8 with or without BOM, LF or CRLF. tsv is read without quoting, since that is how Common Voice writes it; only
     a cell that a csv writer has wrapped (quotes around it, all quotes inside doubled) is unwrapped. Empty lines at the
     end are accepted. Raises DataError naming file and line: `not_utf8`, `bad_row` (number of cells, NUL, unbalanced
     quote in a csv, not JSON), `missing_column`, `duplicate_column`, `missing_table`.
+
+    skipped: a list that gets the numbers of lines that are no row, which are then passed over; for tables that nothing
+    depends on.
     """
     split = _splitter(path)
     header: list[str] | None = None
-    for line, text in _lines(path):
+    for line, text in _lines(path, skipped):
         if split is None:
             yield _json_row(path, line, text, required)
             continue
@@ -75,6 +78,9 @@ def read_rows(path: Path, required: Sequence[str] = ()) -> Iterator[Row]:
             header = [cell.strip() for cell in cells]
             _check_header(path, header, required)
         elif len(cells) != len(header):
+            if skipped is not None:
+                skipped.append(line)
+                continue
             raise DataError(
                 f"{path.name}:{line}: {len(cells)} cells, the header has {len(header)}",
                 fix="repair the line: is a tab or a line break inside a sentence?",
@@ -107,12 +113,15 @@ def tables_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
 
 
-def path_inside(base: Path, path: str, row: Row) -> Path:
-    """`base / path`, which must stay inside that absolute folder: TrustError otherwise, DataError for no path."""
+def path_inside(base: Path, path: str, row: Row, start: Path | None = None) -> Path:
+    """`base / path`, which must stay inside that absolute folder: TrustError otherwise, DataError for no path.
+
+    start: the folder at or below `base` that the path begins at.
+    """
     if "/" not in path and "\\" not in path and path not in ("", ".", ".."):  # a plain file name, as almost all are
-        return base / path
+        return (start or base) / path
     folder = str(base)
-    full = os.path.normpath(os.path.join(folder, path))
+    full = os.path.normpath(os.path.join(start or folder, path))
     if full != folder and not full.startswith(folder + os.sep):
         raise TrustError(
             f"{row.place}: the path {path!r} leaves {base.name}/",
@@ -124,33 +133,43 @@ def path_inside(base: Path, path: str, row: Row) -> Path:
     return Path(full)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, split at LF only: U+2028, U+0085 and their like belong to sentences."""
+def _lines(path: Path, skipped: list[int] | None = None) -> Iterator[tuple[int, str]]:
+    """Numbered lines, split at LF only: U+2028, U+0085 and their like belong to sentences. skipped: see `read_rows`."""
     empty_since = 0
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 try:
-                    text = raw.decode().removesuffix("\n").removesuffix("\r")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path.name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1})",
-                        fix="convert the file to UTF-8",
-                        reason="not_utf8",
-                    ) from error
-                text = text.removeprefix(BOM) if number == 1 else text
-                if "\0" in text:
-                    raise DataError(f"{path.name}:{number}: a NUL character", fix="repair the line", reason="bad_row")
-                if not text:
-                    empty_since = empty_since or number
+                    text = _line(path, number, raw)
+                    if text and empty_since and skipped is None:
+                        raise DataError(f"{path.name}:{empty_since}: empty line", fix="remove it", reason="bad_row")
+                except DataError:
+                    if skipped is None:
+                        raise
+                    skipped.append(number)
                     continue
-                if empty_since:
-                    raise DataError(f"{path.name}:{empty_since}: empty line", fix="remove it", reason="bad_row")
-                yield number, text
+                if text:
+                    yield number, text
+                else:
+                    empty_since = empty_since or number
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", reason="missing_table") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}", reason="unreadable") from error
+
+
+def _line(path: Path, number: int, raw: bytes) -> str:
+    try:
+        text = raw.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path.name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1})",
+            fix="convert the file to UTF-8",
+            reason="not_utf8",
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path.name}:{number}: a NUL character", fix="repair the line", reason="bad_row")
+    return text.removeprefix(BOM) if number == 1 else text
 
 
 def _splitter(path: Path) -> Callable[[str, int], list[str]] | None:
@@ -212,6 +231,8 @@ def _json_row(path: Path, line: int, text: str, required: Sequence[str]) -> Row:
         values = json.loads(text, object_pairs_hook=unique)
         if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
             raise ValueError("not a flat object")
+        if "\\ud" in text.lower():  # half of a pair of \\u escapes is no character, and no file can hold it
+            "".join(f"{key}{value}" for key, value in values.items()).encode()
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{place}: {error}", possible='one object per line: {"path": "a.wav", "sentence": "hola"}', reason="bad_row"

@@ -20,6 +20,8 @@ from asrkit.errors import DataError, TrustError
 
 MEBIBYTE = 1 << 20
 GZIP = b"\x1f\x8b"
+HEADER_ERROR: type[Exception] = tarfile.HeaderError
+PASSED_ON: type[Exception] = tarfile.SubsequentHeaderError  # type: ignore[attr-defined]
 STRANGE = re.compile(r"[\x00-\x1f\x7f\\]")  # control characters, and what is a separator elsewhere
 
 
@@ -43,19 +45,48 @@ def members_of(
 ) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
     """(vetted name, member, its bytes or None for a folder) of a tar that is read as a stream.
 
-    whole: read on after the last member, so that a cut or changed archive is found out by its checksum.
+    whole: read on after the last member, so that a cut or changed archive is found out by its checksum, and that
+    nothing but zeros follows its end.
     """
     with archive.open("rb") as raw, _readable(archive):
         stream: Any = Gunzip(raw) if raw.peek(2)[:2] == GZIP else raw
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header if stream is raw else _ChecksummedHeader) as tar:
             kept: Any = tar
             while (member := tar.next()) is not None:
                 kept.members = []  # tarfile keeps them all: gigabytes for a release
                 if shown is not None:
                     shown.update(raw.tell() - shown.n)
                 yield _vetted(archive, member), member, tar.extractfile(member) if member.isreg() else None
-            while whole and stream.read(MEBIBYTE):
-                pass
+            while whole and (rest := stream.read(MEBIBYTE)):
+                if rest.count(0) < len(rest):
+                    raise DataError(
+                        f"{archive}: there is more after the end of the archive, which nothing would read",
+                        possible="one archive in a file; several that were joined are to be taken apart",
+                        fix="give the archive as it was downloaded, or download it again",
+                        reason="not_archive",
+                    )
+
+
+class _ChecksummedHeader(tarfile.TarInfo):
+    """A header that is damaged is an error. `tarfile` takes it for the end of the archive, unless it is the first."""
+
+    refused: tuple[str, ...] = ("InvalidHeaderError", "TruncatedHeaderError")
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Any:
+        """The next header. Raises the one error of headers that `tarfile` passes on."""
+        try:
+            return super().fromtarfile(tarfile)
+        except HEADER_ERROR as error:
+            if type(error).__name__ in cls.refused:
+                raise PASSED_ON(str(error)) from error
+            raise
+
+
+class _Header(_ChecksummedHeader):
+    """Of a tar without gzip: no checksum tells that its end is missing, but the zeros that close it do."""
+
+    refused = (*_ChecksummedHeader.refused, "EmptyHeaderError")
 
 
 class Gunzip:
@@ -101,12 +132,13 @@ class Gunzip:
         while self._at == len(self._buffer):
             self._input = self._input or self._raw.read(MEBIBYTE // 4)
             if self._ended:  # another gzip member may follow, or zeros to the end
-                self._input = self._input.lstrip(b"\0")
-                if self._input:
-                    self._inflate, self._ended = zlib.decompressobj(31), False
-            if not self._input:
-                if self._ended and not self._raw.read(1):
+                while self._input and not self._input.strip(b"\0"):
+                    self._input = self._raw.read(MEBIBYTE // 4)
+                if not self._input:
                     return False
+                self._input = self._input.lstrip(b"\0")
+                self._inflate, self._ended = zlib.decompressobj(31), False
+            if not self._input:
                 raise EOFError("it ends too early")
             self._buffer, self._at = self._inflate.decompress(self._input, MEBIBYTE), 0
             self._ended = self._inflate.eof

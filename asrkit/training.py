@@ -77,6 +77,8 @@ class CTCBrain(sb.Brain):
             "dev": dev.hash if dev is not None else "",
             "tokenizer": tokenizer.fingerprint,
         }
+        if train.noise:
+            self.data["noise"] = train.noise
 
     # The way in and out.
 

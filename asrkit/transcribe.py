@@ -15,6 +15,7 @@ from torch import Tensor
 from asrkit import registry
 from asrkit.audio import MAX_PEAK, Audio, read_audio, resample
 from asrkit.bundle import Bundle, load_bundle
+from asrkit.clips import SILENT_PEAK
 from asrkit.decoders import Hypothesis
 from asrkit.errors import AsrkitError, AudioError, RecipeError, nearest
 
@@ -38,7 +39,10 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard in one input. `status` is "ok", or the reason code of the error that `message` states."""
+    """What was heard in one input. `status` is "ok", or the reason code of the error that `message` states.
+
+    Silence is ok and has no text; the message then gives its peak.
+    """
 
     source: str
     text: str
@@ -71,8 +75,9 @@ class Transcriber:
         """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of
         Transcripts.
 
-        One input that cannot be read, or holds no samples, raises AudioError; in a list it becomes a Transcript with
-        its status. Sound shorter than one frame of the model is readable: its Transcript has the status "too_short".
+        One input that is no audio, or holds no samples, raises AudioError, one that the disk does not let us read
+        StorageError; in a list it becomes a Transcript with its status. Sound shorter than one frame of the model is
+        readable: its Transcript has the status "too_short".
         Arrays are mono: floats with full scale 1, or integers of at most 32 bits with the full scale of their type.
         """
         if isinstance(source, list):
@@ -141,16 +146,24 @@ class Transcriber:
         return log_probs.cpu(), frames.cpu()
 
     def _decode(self, audios: list[Audio], names: list[str]) -> list[Transcript]:
-        long_enough = [i for i, audio in enumerate(audios) if self.model.num_frames(len(audio.samples)) > 0]
-        results = [
-            Transcript(name, "", seconds=round(audio.seconds, 3), status="too_short", message=TOO_SHORT)
-            for name, audio in zip(names, audios, strict=True)
-        ]
-        if long_enough:
-            log_probs, lengths = self._forward([audios[i] for i in long_enough])
-            for i, hypotheses in zip(long_enough, self.decoder(log_probs, lengths), strict=True):
+        results = [self._without_model(name, audio) for name, audio in zip(names, audios, strict=True)]
+        heard = [i for i, result in enumerate(results) if result is None]
+        if heard:
+            log_probs, lengths = self._forward([audios[i] for i in heard])
+            for i, hypotheses in zip(heard, self.decoder(log_probs, lengths), strict=True):
                 results[i] = self._transcript(names[i], audios[i].seconds, hypotheses[0])
-        return results
+        return [result for result in results if result is not None]
+
+    def _without_model(self, name: str, audio: Audio) -> Transcript | None:
+        """What is known without asking the model: sound without a frame, and silence, in which models hear words."""
+        seconds = round(audio.seconds, 3)
+        if self.model.num_frames(len(audio.samples)) < 1:
+            return Transcript(name, "", seconds=seconds, status="too_short", message=TOO_SHORT)
+        peak = float(np.abs(audio.samples).max())
+        if peak < SILENT_PEAK:
+            loud = f"at {20 * np.log10(peak):.0f} dB of full scale" if peak else "nowhere"
+            return Transcript(name, "", seconds=seconds, message=f"silence: it peaks {loud}")
+        return None
 
     def _transcript(self, name: str, seconds: float, best: Hypothesis) -> Transcript:
         step = self.model.frame_seconds

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asrkit.data_report import DataReport
 from asrkit.errors import DataError
-from asrkit.selection import DataReport
 
 
 class Cells(Mapping[str, str]):
@@ -55,10 +55,11 @@ NO_CELLS = Cells()
 class Utterance:
     """One stretch of speech and what was said.
 
-    text is the sentence as the corpus has it, in Unicode NFC; speaker is "" where unknown. start and end are seconds in
-    the audio file (end None: to its end); seconds is the duration that the corpus claims, None where it claims none.
-    extra has the other columns of the row (Common Voice: age, gender, accents, variant, segment, sentence_id,
-    up_votes, ...); it does not count when utterances are compared.
+    id is a name within its split; the same id in another split says nothing. text is the sentence as the corpus has it,
+    in Unicode NFC; speaker is "" where unknown. start and end are seconds in the audio file (end None: to its end);
+    seconds is the duration that the corpus claims, None where it claims none. extra has the other columns of the row
+    (Common Voice: age, gender, accents, variant, segment, sentence_id, up_votes, ...); it does not count when
+    utterances are compared.
     """
 
     id: str
@@ -93,24 +94,36 @@ def paused_collector() -> Iterator[None]:
 
 
 def without_duplicates(found: Iterable[tuple[int, Utterance]], table: Path, report: DataReport) -> dict[int, Utterance]:
-    """(line, utterance) pairs to line -> utterance, one for each id; identical rows are reported as `duplicate`.
+    """(line, utterance) pairs to line -> utterance, one for each id; the others are reported as `duplicate`.
+
+    Rows that differ only in other cells (votes, segment, variant) are the same row too: whatever their order, the one
+    with more filled cells stays, and of equally full ones the one whose cells sort first.
 
     Raises DataError for two rows of one id that differ (`conflicting_rows`) and for no rows at all (`empty_table`).
     """
-    lines: dict[str, int] = {}
-    kept: dict[int, Utterance] = {}
+    places: dict[str, int] = {}
+    kept: list[tuple[int, Utterance]] = []
     for line, utterance in found:
-        first = lines.setdefault(utterance.id, line)
-        if first == line:
-            kept[line] = utterance
-        elif kept[first] != utterance:
+        place = places.setdefault(utterance.id, len(kept))
+        if place == len(kept):
+            kept.append((line, utterance))
+            continue
+        first, other = kept[place]
+        if other != utterance:
             raise DataError(
                 f"{table.name}:{line} and line {first} disagree about {utterance.id!r}",
                 fix="keep one of the two rows",
                 reason="conflicting_rows",
             )
-        else:
-            report.exclude(utterance, "duplicate", line=line, first_line=first)
+        if _fullness(utterance) < _fullness(other):
+            kept[place] = (line, utterance)
+            line, utterance, first = first, other, line
+        report.exclude(utterance, "duplicate", line=line, first_line=first)
     if not kept:
         raise DataError(f"{table.name}: no rows for this split", reason="empty_table")
-    return kept
+    return dict(kept)
+
+
+def _fullness(utterance: Utterance) -> tuple[int, list[tuple[str, str]]]:
+    """The less, the fuller are the other cells of the row."""
+    return -sum(map(bool, utterance.extra.values())), sorted(utterance.extra.items())

@@ -100,7 +100,7 @@ def test_interval_and_limit(tmp_path: Path) -> None:
 
 def test_missing_empty_and_foreign(tmp_path: Path) -> None:
     assert reason(tmp_path / "nothing.mp3") == "missing"
-    assert reason(tmp_path) == "missing"
+    assert reason(tmp_path) == "not_audio"
     (tmp_path / "zero.mp3").touch()
     assert reason(tmp_path / "zero.mp3") == "empty_file"
     assert reason(b"") == "empty_file"

@@ -19,6 +19,7 @@ from asrkit.corpus import (
     leakage,
     normalized,
     open_corpus,
+    open_data,
     select_texts,
     split_hash,
 )
@@ -362,6 +363,27 @@ def test_manifest_formats_agree(tmp_path: Path, suffix: str) -> None:
             corpus.read("tets")
 
 
+def test_other_tables_in_the_folder_are_no_splits(tmp_path: Path) -> None:
+    for split in ("train", "eval"):
+        (tmp_path / f"{split}.tsv").write_text("path\tsentence\na.wav\thola\n")
+    (tmp_path / "dev.tsv").write_text("file\tsentence\na.wav\thola\n")  # its name says that it should be one
+    (tmp_path / "speakers.csv").write_text("speaker,age\nana,30\n")
+    (tmp_path / "broken.csv").write_bytes(b"pa\xffth\n")
+    assert open_corpus(tmp_path).splits() == ["broken", "dev", "eval", "train"]
+
+
+@pytest.mark.fault
+def test_half_a_surrogate_pair_names_its_line(tmp_path: Path) -> None:
+    table = tmp_path / "all.jsonl"
+    good = '{"path": "a.wav", "sentence": "\\ud83d\\ude00 hola"}\n'
+    table.write_text(good)
+    assert open_corpus(table).read("train")[0].text == "\U0001f600 hola"
+    table.write_text(good + '{"path": "b.wav", "sentence": "hola \\uD800"}\n')
+    with pytest.raises(DataError, match=r"all\.jsonl:2: .*surrogates") as caught:
+        open_corpus(table).read("train")
+    assert caught.value.reason == "bad_row"
+
+
 def test_manifest_segments_ids_and_split_of_rows(tmp_path: Path) -> None:
     table = tmp_path / "long.tsv"
     table.write_text("path\ttext\tstart\tend\na.wav\tuno\t0\t1.5\na.wav\tdos\t1.5\t3\n")
@@ -436,6 +458,9 @@ def test_options_and_names_are_checked(tmp_path: Path) -> None:
     assert open_corpus(root, "common_voice", column=None).read("train")
     with pytest.raises(RecipeError, match="has no option 'column'"):
         open_corpus(root, column="text")
+    for wrong in ({"train": "train.tsv"}, {"dev": "lists/train.csv"}):  # by the way to a file, which manifests take
+        with pytest.raises(RecipeError, match=r"have names, not files; fix: --data\.(train|dev)=train$"):
+            open_data({"root": str(root), "train": "train", **wrong})
     with pytest.raises(RecipeError, match="did you mean 'manifest'"):
         open_corpus(root, "manifst")
 

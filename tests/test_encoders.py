@@ -258,4 +258,7 @@ def test_the_options_offered_are_those_that_a_recipe_can_give() -> None:
     for name in ("gru", "bigru", "lstm", "bilstm"):
         with pytest.raises(RecipeError) as caught:
             build({name: {"size": 4, "wrong": 1}})
-        assert caught.value.possible == "size: int, layers: int = 1, dropout: float = 0.0"
+        assert caught.value.possible == (
+            "size: int, layers: int = 1, dropout: float = 0.0, norm: str = none, per_gate: bool = False, "
+            "cell_norm: str | None = None, gain: float | None = None"
+        )

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +24,12 @@ from asrkit import clips, feature_cache, shards
 from asrkit.cli import main
 from asrkit.clips import Limits
 from asrkit.corpus import Utterance
-from asrkit.errors import RecipeError, StorageError
+from asrkit.errors import DataError, RecipeError, StorageError, TrustError
 from asrkit.experiment import train
 from asrkit.feature_cache import FeatureTable, cached_features
 from asrkit.features import MFCC, Fbank
 from asrkit.preparation import prepare
-from asrkit.selection import DataReport
+from asrkit.selection import REASONS, DataReport
 
 
 @pytest.fixture
@@ -268,6 +269,8 @@ def test_other_code_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 # Faults.
 
+TOLERANT: list[tuple[str, Any]] = [("data.max_bad", 1.0), ("data.max_seconds", 4.0)]
+
 
 def damage(corpus: Path) -> dict[str, str]:
     """Give the first clips of train one fault each: clip -> expected reason code."""
@@ -300,16 +303,23 @@ def damage(corpus: Path) -> dict[str, str]:
     write("no_samples", speech[:0])
     write("too_short", speech[:20])
     write("too_long", np.tile(speech, 4))
-    place = len(expected) + 1
-    fields = lines[place].split("\t")
-    fault("too_short_for_ctc")
-    lines[place] = lines[place].replace(fields[3], "a" * 60)
+    for reason, text in (("too_short_for_ctc", "a" * 60), ("empty_text", "¡…!"), ("unknown_character", "Sí, 日本 &.")):
+        place = len(expected) + 1
+        fault(reason)
+        lines[place] = lines[place].replace(lines[place].split("\t")[3], text)
+    expected[names[len(expected)].removesuffix(".wav")] = "duplicate"  # of a good clip, which stays
+    lines.append(lines[len(expected)])
     durations.append(f"{names[-1]}\t{1000 * soundfile.info(clip[names[-1]]).duration + 90:.0f}")  # 90 ms are no fault
     soundfile.write(clip[names[-2]], np.clip(speech * 20, -1, 1), RATE, subtype="FLOAT")
     soundfile.write(clip[names[-3]], speech[::2], RATE // 2, subtype="FLOAT")
+    soundfile.write(clip[names[-4]], np.stack([speech, -speech], 1), RATE, subtype="FLOAT")
     (corpus / "train.tsv").write_text("\n".join(lines) + "\n")
     (corpus / "clip_durations.tsv").write_text("\n".join(durations) + "\n")
     return expected
+
+
+STANDS = {"duplicate"}  # codes of rows too many: the clip itself is used
+OTHERS = {"reported", "benchmark", "no_text", "outside_splits", "needs_pyav"}  # of options, sources and other decoders
 
 
 def excluded(report: DataReport) -> dict[str, dict[str, Any]]:
@@ -319,17 +329,21 @@ def excluded(report: DataReport) -> dict[str, dict[str, Any]]:
 def test_one_clip_per_fault_gives_exactly_the_expected_codes(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "cv", train=20)
     expected = damage(corpus)
-    recipe = toy_recipe(tmp_path, corpus, ("data.max_bad", 1.0), ("data.max_seconds", 4.0))
+    assert set(expected.values()) | OTHERS == set(REASONS), "a new reason code needs its clip here"
+    recipe = toy_recipe(tmp_path, corpus, *TOLERANT, ("text.unknown", "drop"))
     for _ in range(2):  # computed, and read again
         prepared = prepare(recipe)
         found = excluded(prepared.report)
         assert {name: line["excluded"] for name, line in found.items()} == expected
         assert prepared.report.counts["truncated"] == 2
-        assert len(prepared.splits["train"]) == 20 - len(expected)
+        assert prepared.report.counts == Counter(expected.values())
+        kept = {u.id for u in prepared.splits["train"].utterances}
+        unusable = {name for name, reason in expected.items() if reason not in STANDS}
+        assert kept == {f"common_voice_es_{number}" for number in range(20)} - unusable
         notes = {(line["note"], line["id"]) for line in prepared.report.lines if "note" in line}
         numbers = [int(name.rsplit("_", 1)[1]) for _, name in sorted(notes)]
-        assert [note for note, _ in sorted(notes)] == ["clipped", "low_rate"]
-        assert numbers == [18, 17]
+        assert [note for note, _ in sorted(notes)] == ["anti_phase", "clipped", "low_rate"]
+        assert numbers == [16, 18, 17]
     by_reason = {line["excluded"]: line for line in found.values() if line.get("by") != "header"}
     assert by_reason["truncated"]["by"] == "corpus"
     assert by_reason["truncated"]["claimed_seconds"] - by_reason["truncated"]["seconds"] == pytest.approx(
@@ -339,12 +353,47 @@ def test_one_clip_per_fault_gives_exactly_the_expected_codes(tmp_path: Path) -> 
     assert by_reason["too_long"]["max_seconds"] == 4.0
     assert by_reason["too_short"]["seconds"] == pytest.approx(0.0025)
     assert by_reason["too_short_for_ctc"]["needed"] == 119
+    assert by_reason["empty_text"]["sentence"] == "¡…!"
+    assert by_reason["unknown_character"]["characters"] == ["&", "日", "本"]
+    assert (by_reason["duplicate"]["first_line"], by_reason["duplicate"]["line"]) == (len(expected) + 1, 22)
+
+
+def test_foreign_characters_are_an_error_or_mapped_beside_all_other_faults(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "cv", train=20)
+    expected = damage(corpus)
+    foreign = next(name for name, reason in expected.items() if reason == "unknown_character")
+    with pytest.raises(DataError, match=rf"'&' \(U\+0026\) once, '日' .*for example {foreign}") as error:
+        prepare(toy_recipe(tmp_path, corpus, *TOLERANT))
+    assert (error.value.reason, error.value.exit_code) == ("unknown_character", 3)
+    mapping = ("text.map", "{'日本': ea, '&': y}")
+    prepared = prepare(toy_recipe(tmp_path, corpus, *TOLERANT, ("text.unknown", "map"), mapping))
+    del expected[foreign]
+    assert {name: line["excluded"] for name, line in excluded(prepared.report).items()} == expected
+    texts = dict(zip([u.id for u in prepared.splits["train"].utterances], prepared.splits["train"].texts, strict=True))
+    assert texts[foreign] == "sí ea y"
+    mapped = {line["symbol"]: line["count"] for line in prepared.report.lines if line.get("note") == "mapped"}
+    assert mapped == {"日本": 1, "&": 1}
+
+
+@pytest.mark.parametrize("path", ["../train.wav", "/etc/shadow.wav", "a/../../b.wav"])
+def test_a_path_that_leaves_the_clips_folder_stops_everything(tmp_path: Path, path: str) -> None:
+    """Beside all other faults, and before any clip is opened."""
+    corpus = make_corpus(tmp_path / "cv", train=20)
+    damage(corpus)
+    table = corpus / "train.tsv"
+    lines = table.read_text().splitlines()
+    lines[15] = lines[15].replace(lines[15].split("\t")[1], path)
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(TrustError, match=r"train\.tsv:16: the path .* leaves clips/") as error:
+        prepare(toy_recipe(tmp_path, corpus, *TOLERANT, ("text.unknown", "drop")))
+    assert (error.value.reason, error.value.exit_code) == ("path", 7)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_truncated_clips_can_be_kept(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "cv", train=20)
     expected = damage(corpus)
-    options = [("data.max_bad", 1.0), ("data.max_seconds", 4.0), ("data.on_truncated", "keep")]
+    options = [*TOLERANT, ("text.unknown", "drop"), ("data.on_truncated", "keep")]
     prepared = prepare(toy_recipe(tmp_path, corpus, *options))
     kept = {name for name, reason in expected.items() if reason == "truncated"}
     assert {name: line["excluded"] for name, line in excluded(prepared.report).items()} == {
@@ -354,7 +403,7 @@ def test_truncated_clips_can_be_kept(tmp_path: Path) -> None:
     assert notes.keys() == kept
     assert sorted(line["by"] for line in notes.values()) == ["corpus", "header"]
     with pytest.raises(RecipeError, match="drop, keep"):
-        prepare(toy_recipe(tmp_path, corpus, ("data.on_truncated", "keeep")))
+        prepare(toy_recipe(tmp_path, corpus, *options[:-1], ("data.on_truncated", "keeep")))
 
 
 # The command.

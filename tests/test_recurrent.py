@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import unittest.mock
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-import asrkit.recurrent
+import asrkit.recurrent_layer
 import asrkit.scan
 from asrkit.errors import DataError, RecipeError
 from asrkit.recurrent import Recurrent
+from asrkit.rows import RowNorm as RowNormRule
 
 LENGTHS = torch.tensor([7, 12, 1, 12, 5])
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -98,10 +102,10 @@ def test_scan_is_accurate_for_large_and_tiny_sums(cell: str) -> None:
         torch.testing.assert_close(ours(x, LENGTHS).double(), expected(x.double(), LENGTHS), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("gate_norm", [None, MaskedLayerNorm])
+@pytest.mark.parametrize("make_norm", [None, MaskedLayerNorm])
 @pytest.mark.parametrize("filler", [float("nan"), float("inf"), 1e30])
-def test_padding_and_neighbours_change_nothing(cell: str, backend: str, filler: float, gate_norm: type | None) -> None:
-    ours = Recurrent(6, 5, cell, layers=2, gate_norm=gate_norm, backend=backend)
+def test_padding_and_neighbours_change_nothing(cell: str, backend: str, filler: float, make_norm: type | None) -> None:
+    ours = Recurrent(6, 5, cell, layers=2, norm="gates" if make_norm else "none", make_norm=make_norm, backend=backend)
     x = batch()
     real = torch.arange(x.shape[1]) < LENGTHS[:, None]
     clean = ours(x.masked_fill(~real[..., None], 0), LENGTHS)
@@ -173,7 +177,7 @@ def by_hand(layer: nn.Module, x: Tensor, direction: int, cell: str) -> Tensor:
 
 
 def test_norm_on_the_gates_against_a_loop_by_hand(cell: str, backend: str) -> None:
-    ours = Recurrent(6, 5, cell, gate_norm=MaskedLayerNorm, backend=backend).double()
+    ours = Recurrent(6, 5, cell, norm="gates", make_norm=MaskedLayerNorm, backend=backend).double()
     x = batch(dtype=torch.float64).requires_grad_()
     y = ours(x, LENGTHS)
     rows = [
@@ -196,11 +200,15 @@ def test_the_norm_sees_each_direction_in_its_own_order_of_time(backend: str) -> 
             return x
 
     sizes: list[int] = []
-    ours = Recurrent(6, 5, gate_norm=lambda size: sizes.append(size) or Spy(), backend=backend)  # type: ignore[func-returns-value]
+    ours = Recurrent(6, 5, norm="gates", make_norm=lambda size: sizes.append(size) or Spy(), backend=backend)  # type: ignore[func-returns-value]
     x = batch()
     ours(x, LENGTHS)
-    assert sizes == [15, 15]
-    (forward, mask), (backward, mask2) = seen
+    assert sizes == [10, 5, 10, 5]  # reset and update share a norm, the candidate has its own, in each direction
+    assert len(seen) == 4
+    (mask, mask2), (forward, backward) = (
+        seen[0][1:] + seen[2][1:],
+        (torch.cat([seen[i][0], seen[i + 1][0]], 2) for i in (0, 2)),
+    )
     assert mask.sum(1).tolist() == mask2.sum(1).tolist() == LENGTHS.tolist()
     layer = ours.layers[0]
     for b, n in enumerate(LENGTHS.tolist()):
@@ -246,9 +254,9 @@ def test_autocast_and_16_bit_parameters(cell: str, backend: str, monkeypatch: py
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
     if backend == "scan":
         seen = []
-        scan = getattr(asrkit.recurrent, f"{cell}_scan")
+        scan = getattr(asrkit.recurrent_layer, f"{cell}_scan")
         spy = lambda gates, weight, *rest: seen.append((gates.dtype, weight.dtype)) or scan(gates, weight, *rest)  # noqa: E731
-        monkeypatch.setattr(asrkit.recurrent, f"{cell}_scan", spy)
+        monkeypatch.setattr(asrkit.recurrent_layer, f"{cell}_scan", spy)
         y = ours.bfloat16()(x.bfloat16(), LENGTHS)
         assert seen == [(torch.float32, torch.float32)]
         assert y.dtype == torch.bfloat16
@@ -286,11 +294,82 @@ def test_wrong_arguments_are_refused() -> None:
 @pytest.mark.filterwarnings(
     "ignore:.*torch.jit:FutureWarning"
 )  # the trace is what the legacy ONNX exporter starts from
-@pytest.mark.parametrize("gate_norm", [None, MaskedLayerNorm])
-def test_a_trace_holds_for_other_shapes_and_lengths(cell: str, gate_norm: type | None) -> None:
-    ours = Recurrent(6, 5, cell, layers=2, gate_norm=gate_norm).eval()
+@pytest.mark.parametrize("make_norm", [None, MaskedLayerNorm])
+def test_a_trace_holds_for_other_shapes_and_lengths(cell: str, make_norm: type | None) -> None:
+    ours = Recurrent(6, 5, cell, layers=2, norm="gates" if make_norm else "none", make_norm=make_norm).eval()
     with torch.no_grad():
         traced = torch.jit.trace(ours, (batch(), LENGTHS), check_trace=False)
         lengths = torch.tensor([20, 3, 11])
         x = batch(lengths)
         torch.testing.assert_close(traced(x, lengths), ours(x, lengths), rtol=0, atol=1e-6)
+
+
+class RowNorm(nn.Module):
+    """Layer norm or RMS norm with the promise that the fused scan asks for, and with it kept back."""
+
+    order_free = True
+
+    def __init__(self, size: int, centred: bool, affine: bool, promise: bool) -> None:
+        super().__init__()
+        self.centred, self.promise = centred, promise
+        self.weight = nn.Parameter(torch.rand(size) + 0.5) if affine else None
+        self.bias = nn.Parameter(torch.randn(size)) if affine and centred else None
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.centred:
+            y = nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, 1e-3)
+        else:
+            y = nn.functional.rms_norm(x, x.shape[-1:], self.weight, 1e-3)
+        return y.masked_fill(~mask[..., None], 0)
+
+    def row_norm(self) -> RowNormRule | None:
+        return RowNormRule(self.centred, 1e-3, self.weight, self.bias) if self.promise else None
+
+
+@pytest.mark.parametrize("place", ["recurrent", "hidden"])
+@pytest.mark.parametrize("per_gate", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_scan_with_row_norms_equals_the_steps(place: str, per_gate: bool, centred: bool, affine: bool) -> None:
+    """Outputs and every gradient, two layers, ragged, padding full of NaN; the scan must really have been taken."""
+    made = [
+        Recurrent(
+            4, 3, layers=2, norm=place, per_gate=per_gate, make_norm=lambda n, p=p: RowNorm(n, centred, affine, p)
+        ).double()
+        for p in (True, False)
+    ]
+    made[1].load_state_dict(made[0].state_dict())
+    x = batch(size=4, dtype=torch.float64)
+    x = x.masked_fill((torch.arange(x.shape[1]) >= LENGTHS[:, None])[..., None], float("nan"))
+    found = []
+    for module, calls in zip(made, (2, 0), strict=True):
+        inputs = x.clone().requires_grad_()
+        with unittest.mock.patch.object(
+            asrkit.recurrent_layer, "gru_row_norm_scan", wraps=asrkit.recurrent_layer.gru_row_norm_scan
+        ) as scan:
+            y = module(inputs, LENGTHS)
+        assert scan.call_count == calls
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        found.append((y, torch.autograd.grad((y * weights).sum(), [inputs, *module.parameters()])))
+        with torch.inference_mode():
+            assert torch.equal(module(inputs, LENGTHS), y)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-11)
+
+
+def test_norms_in_the_recurrence_refuse_what_they_cannot_do() -> None:
+    for options, given in (
+        ({"norm": "gate"}, "gate"),
+        ({"norm": "gates"}, "without a norm"),
+        ({"cell": "gru", "cell_norm": "output", "make_norm": MaskedLayerNorm}, "no cell"),
+        ({"cell": "lstm", "cell_norm": "inside", "make_norm": MaskedLayerNorm}, "inside"),
+        ({"norm": "gates", "per_gate": 1, "make_norm": MaskedLayerNorm}, "per_gate"),
+    ):
+        with pytest.raises(RecipeError, match=given) as caught:
+            Recurrent(6, 5, **options)
+        assert caught.value.reason == "placement"
+    ours = Recurrent(6, 5, norm="recurrent", make_norm=MaskedLayerNorm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RecipeError, match="exported"):
+            torch.jit.trace(ours, (batch(), LENGTHS))

@@ -14,14 +14,21 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+import torchaudio
 
 import asrkit.extraction
+from asrkit import registry
 from asrkit.archive import Archive
 from asrkit.cli import data_get, main
+from asrkit.clips import Limits
 from asrkit.common_voice import CommonVoice
 from asrkit.corpus import Cells, Corpus, Utterance, fetch, open_corpus, open_data, split_hash
 from asrkit.errors import DataError, RecipeError, StorageError, TrustError
+from asrkit.feature_cache import cached_features
 from asrkit.folder import AudioFolder
 from asrkit.hub import Parquet
 from asrkit.selection import DataReport
@@ -161,6 +168,71 @@ def test_every_source_gives_the_same_twenty_clips(twenty: Path, tmp_path: Path, 
             (Utterance(u.id, v.audio, u.text, u.speaker, u.split), u.extra["accents"])
             for u, v in zip(original, utterances, strict=True)
         ]
+
+
+@pytest.fixture(scope="module")
+def mixed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release folder with twenty real clips of three kinds: 48 kHz mp3, 44.1 kHz stereo ogg, 8 kHz wav."""
+    root = tmp_path_factory.mktemp("mixed") / "cv-corpus-0" / "es"
+    (root / "clips").mkdir(parents=True)
+    counts = {"cv-corpus-6.1-2020-12-11/es": 8, "tuxpaint_stamps_es": 6, "asterisk_core_es": 6}
+    rows = ["client_id\tpath\tsentence\tage\taccents"]
+    for name, count in counts.items():
+        clips = [u for u in open_corpus(shared_data / name).read("train") if u.audio.stat().st_size < 200_000][:count]
+        for u in clips:
+            shutil.copyfile(u.audio, root / "clips" / u.audio.name)
+            rows.append(f"{u.speaker}\t{u.audio.name}\t{u.text}\t\t")
+    (root / "train.tsv").write_text("\n".join([*rows, ""]), encoding="utf-8", newline="\n")
+    return root
+
+
+def features_by_text(corpus: Corpus, cache: Path, name: str = "fbank") -> dict[tuple[str, str], np.ndarray]:
+    """(text, speaker) -> cached features (T, F) of the clips of train."""
+    utterances = corpus.read("train")
+    fetch(corpus, utterances)
+    report = DataReport()
+    extractor = registry.load("features", name)(sample_rate=16000).eval()
+    table = cached_features(utterances, extractor, {}, cache, report, limits=Limits(20.0), label="train")
+    assert report.counts == {}
+    by_id = {u.id: u for u in utterances}
+    assert len(by_id) == len(table) == 20
+    return {(by_id[i].text, by_id[i].speaker): table.features(row) for row, i in enumerate(table.ids)}
+
+
+@pytest.mark.parametrize("clips", ["twenty", "mixed"])
+@pytest.mark.parametrize("make", [*MAKERS, make_audio_folder])
+def test_every_source_gives_the_same_features(
+    tmp_path: Path, request: pytest.FixtureRequest, clips: str, make: object
+) -> None:
+    """Bit for bit, computed anew for each source."""
+    release = request.getfixturevalue(clips)
+    features = "mfcc" if make is make_manifest else "fbank"
+    expected = features_by_text(CommonVoice(release), tmp_path / "expected", features)
+    (tmp_path / "made").mkdir()
+    root = make(release, tmp_path / "made")  # type: ignore[operator]
+    found = features_by_text(open_data({"root": str(root), "cache": str(tmp_path / "clips")}), tmp_path / "c", features)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert (values.dtype, found[key].dtype) == (np.float16, np.float16)
+        assert found[key].tobytes() == values.tobytes()
+        assert found[key].shape == values.shape
+    assert len({values.tobytes() for values in found.values()}) == 20
+
+
+def test_the_features_of_real_clips_are_those_of_the_plain_way(mixed: Path, tmp_path: Path) -> None:
+    """soundfile, mean of the channels, torchaudio's resampling, the extractor: to the last bits of float16."""
+    found = features_by_text(CommonVoice(mixed), tmp_path)
+    extractor = registry.load("features", "fbank")(sample_rate=16000).eval()
+    for utterance in CommonVoice(mixed).read("train"):
+        samples, rate = soundfile.read(utterance.audio, dtype="float64", always_2d=True)
+        wave = torchaudio.functional.resample(torch.from_numpy(samples.mean(axis=1)), rate, 16000).float()[None]
+        with torch.inference_mode():
+            expected = extractor(wave, torch.tensor([wave.shape[1]]))[0][0].numpy()
+        values = found[utterance.text, utterance.speaker].astype(np.float32)
+        assert values.shape == expected.shape
+        audible = expected > expected.max() - 12  # nepers; far below, float32 filters leave noise of their own
+        assert np.abs(values - expected)[audible].max() < 0.03
+        assert audible.mean() > 0.3
 
 
 def test_training_on_an_archive_takes_only_the_clips_it_needs(twenty: Path, tmp_path: Path, root: Path) -> None:
@@ -382,7 +454,7 @@ def test_parquet_names_speakers_and_splits(tmp_path: Path) -> None:
     assert isinstance(corpus, Parquet)
     assert corpus.splits() == ["train", "validation"]
     found = corpus.read("dev")
-    assert [u.id for u in found] == ["a", "audio", "audio#3", "dev-4", "dev-5", "passwd"]
+    assert [u.id for u in found] == ["a", "audio", "audio#3", "validation-4", "validation-5", "passwd"]
     assert [u.speaker for u in found] == ["1", "1", "2", "2", "3", ""]
     assert [u.seconds for u in found] == [1.5, 2, 3, 4, 5, None]
     assert {u.split for u in found} == {"dev"}
@@ -449,7 +521,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Simpl
 
 
 def test_hub_dataset(tmp_path: Path, hub: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    corpus = open_corpus("o/n", cache=tmp_path / "cache", language="es")
+    corpus = open_corpus("hf://o/n", cache=tmp_path / "cache", language="es")
     assert contents(corpus, "train") == {"a": ("hola", b"a.mp3")}
     assert hub.asked == [("o/n", "es")]
     assert hub.downloads == [
@@ -478,7 +550,7 @@ def test_hub_answers_say_what_works(
 ) -> None:
     hub.error = error
     with pytest.raises(kind, match=message) as caught:
-        open_corpus("o/n", cache=tmp_path).read("train")
+        open_corpus("hf://o/n", cache=tmp_path).read("train")
     if caught.value.reason == "hub_dataset":
         assert "Mozilla Data Collective" in str(caught.value)
         assert "the folder or the .tar.gz" in str(caught.value)
@@ -525,8 +597,8 @@ def test_audio_folder_splits_speakers_texts(tmp_path: Path) -> None:
         (os.path.join("train", "ana", "deep", "b"), "ana", "niño y ya"),
     ]
     assert [u.speaker for split in ("dev", "test") for u in corpus.read(split)] == ["eva", "leo"]
-    assert corpus.report.counts == {"no_text": 1}
-    assert {"note": "outside_splits", "clips": 1, "folder": str(tmp_path)} in corpus.report.lines
+    assert corpus.report.counts == {"no_text": 1, "outside_splits": 1}
+    assert [(x["split"], x["id"]) for x in corpus.report.lines if x["excluded"] == "outside_splits"] == [("", "loose")]
 
 
 def test_audio_folder_without_splits_splits_by_speaker(tmp_path: Path) -> None:
@@ -620,7 +692,13 @@ def test_get_prints_the_steps(
         monkeypatch.setitem(sys.modules, "datacollective", None)
     assert main(["data", "get", "common-voice-es"]) == 0
     out = capsys.readouterr().out
-    for part in ("mozilladatacollective.com", "accept its terms", "export MDC_API_KEY=", "--data.root=", "(es)"):
+    for part in (
+        "datacollective.mozillafoundation.org",
+        "accept its terms",
+        "export MDC_API_KEY=",
+        "--data.root=",
+        "(es)",
+    ):
         assert part in out
     assert ("asrkit[commonvoice]" in out) is not installed
     assert client.got == []

@@ -161,7 +161,7 @@ def test_each_fault_has_its_reason(faults: Path, tmp_path: Path) -> None:
     assert survey(faults, decode=None, max_bad=0.9).exit_code == 0
     text = check_text(found)
     assert "1 not_audio (not an audio file, whatever its name says)" in text
-    assert "[too_many_excluded] 71.4% of the 14 rows of 'train' cannot be used" in text
+    assert "[too_many_excluded] 76.9% of the 13 rows of 'train' cannot be used" in text
 
 
 @pytest.mark.fault
@@ -218,6 +218,19 @@ def test_validated_holds_the_same_clips_and_is_no_leak(tmp_path: Path) -> None:
     assert found.compared == ["train", "test"]
     assert found.problems == []
     assert found.splits["validated"].kept == 2
+
+
+@pytest.mark.parametrize("dev", ["valid", "validation", "val"])
+def test_dev_by_another_name_is_compared_too(tmp_path: Path, dev: str) -> None:
+    """Parquet calls it validation, and manifests what they like."""
+    for split, speaker in (("train", "a"), (dev, "a"), ("test", "b")):
+        rows = "".join(f"{split}{i}.wav\thola {split}\t{speaker}\n" for i in range(2))
+        (tmp_path / f"{split}.tsv").write_text("path\tsentence\tspeaker\n" + rows)
+        for i in range(2):
+            tone(tmp_path / f"{split}{i}.wav")
+    found = survey(tmp_path, decode=0)
+    assert set(found.compared) == {"train", dev, "test"}
+    assert [p.reason for p in found.problems] == ["shared_speakers"]
 
 
 # --- samples, lengths, groups --------------------------------------------------------------------------------------
@@ -307,7 +320,7 @@ def test_decoded_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import asrkit.survey_audio as module
 
     real = module.inspect
-    monkeypatch.setattr(module, "inspect", lambda u: calls.append(u.id) or real(u))
+    monkeypatch.setattr(module, "inspect", lambda u, limit: calls.append(u.id) or real(u, limit))
     found = survey(release(tmp_path, train=rows, validated=rows), decode=None)
     assert sorted(calls) == [f"c{n}" for n in range(5)]
     assert found.splits["validated"].audio.decoded == 5
@@ -371,6 +384,8 @@ FORM: dict[str, Any] = {
     "compared": [str],
     "leakage": {"speakers": {str: [str]}, "audio": {str: [str]}, "sentences": {str: int}},
     "problems": [{"reason": str, "message": str, "exit_code": int, "split": str}],
+    "outside": {str: int},
+    "notes": [{str: object}],
 }
 
 
@@ -424,10 +439,21 @@ def test_options_reach_the_survey(faults: Path, capsys: pytest.CaptureFixture[st
         (["--split", "trian"], "unknown_split", 3),
         (["--decode", "some"], "usage", 2),
         (["--rules", "spansh"], "unknown_text", 2),
+        (["--max-bad", "5"], "value", 2),  # a share, not per cent
+        (["--max-seconds", "nan"], "value", 2),
     ):
         assert main(["data", "check", str(faults), *words]) == exit_code
         assert f"error[{reason}]" in capsys.readouterr().err
     assert main(["data", "check", str(faults / "clips" / "nothing")]) == 3
+
+
+def test_no_cell_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
+    cell = "\x1b]0;mine\x07\x1b[2J\u202e"
+    found = survey(release(tmp_path, train=[("a", "c1.wav", f"hola {cell}", "", "", cell), ("b", "c2.wav", "adiós")]))
+    for text in (check_text(found), stats_text(found)):
+        assert all(c == "\n" or c.isprintable() for c in text)
+    assert "text hola \\x1b 0 mine\\x07\\x1b 2j\\u202e" in check_text(found)
+    assert "adiós" in stats_text(survey(release(tmp_path / "b", train=[("a", "c.wav", "adiós", "", "", "adiós")])))
 
 
 def test_stats_on_the_terminal(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,8 +42,11 @@ def weights(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-def test_there_are_four_encoders() -> None:
-    assert sorted(ENCODERS) == ["frame_batch_norm", "layer_norm", "none", "sequence_batch_norm"]
+def test_there_are_nine_encoders() -> None:
+    assert sorted(ENCODERS) == [
+        "batch_renorm", "frame_batch_norm", "group_norm", "instance_norm", "layer_norm", "none", "rms_norm",
+        "sequence_batch_norm", "weight_norm",
+    ]  # fmt: skip
 
 
 def test_it_learns_and_leaves_what_it_promises(tmp_path: Path, corpus: Path) -> None:

@@ -16,7 +16,8 @@ HELP = "find what is wrong with a corpus: rows, texts, audio, leakage (exit 3 if
 EXAMPLES = """examples:
   asrkit data check /cv/es
   asrkit data check /cv/es --decode all --html check.html --report excluded.jsonl
-  asrkit data check recordings/manifest.tsv --rules verbatim --json"""
+  asrkit data check recordings --train lists/train.tsv --dev lists/dev.tsv --rules verbatim --json"""
+OPTIONS = ("format", "column", "language", "reported", "segments", "cache", "max_bad", "max_seconds")  # as in a recipe
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,7 +54,12 @@ def survey_parser(subparsers: Any, name: str, help: str, examples: str) -> argpa
     parser.add_argument("--rules", default="spanish", metavar="NAME", help="text rules (default: spanish)")
     parser.add_argument("--format", metavar="NAME", help="the corpus reader, where it is not recognized")
     parser.add_argument("--column", metavar="NAME", help="the text's column in a manifest")
-    parser.add_argument("--language", metavar="NAME", help="the language to take in an archive of several")
+    parser.add_argument("--language", metavar="NAME", help="the language to take where there are several")
+    for split in ("train", "dev", "test"):
+        parser.add_argument(f"--{split}", metavar="NAME", help=f"what data.{split} would be: a split or a table")
+    parser.add_argument("--reported", metavar="keep|drop", help="drop: without sentences that readers have reported")
+    parser.add_argument("--segments", metavar="all|no_benchmark", help="no_benchmark: without one-word prompts")
+    parser.add_argument("--cache", metavar="DIR", help="where clips of archives and Parquet go (as data.cache)")
     parser.add_argument(
         "--max-bad", type=float, metavar="SHARE", help="unusable share that is a problem (data.max_bad)"
     )
@@ -74,18 +80,20 @@ def make_survey(args: argparse.Namespace, only_unknown: bool) -> Survey:
     quiet_libraries()
     from asrkit.schema import SCHEMA
     from asrkit.survey import survey
+    from asrkit.validation import RULES
 
+    data = {key: SCHEMA["data"][key] if getattr(args, key) is None else getattr(args, key) for key in OPTIONS}
+    for key, value in data.items():
+        RULES[f"data.{key}"].check(f"--{key.replace('_', '-')}", value)
+    named = {key: getattr(args, key) for key in ("train", "dev", "test")}
     result = survey(
         args.root,
-        format=args.format,
-        column=args.column,
-        language=args.language,
+        **data,
+        **named,
         rules=args.rules,
         splits=args.split,
         decode=_count(args.decode),
         only_unknown=only_unknown,
-        max_bad=SCHEMA["data"]["max_bad"] if args.max_bad is None else args.max_bad,
-        max_seconds=SCHEMA["data"]["max_seconds"] if args.max_seconds is None else args.max_seconds,
         allow_shared_speakers=args.allow_shared_speakers,
         progress=sys.stderr.isatty() and not args.json,
     )

@@ -13,7 +13,7 @@ from asrkit.errors import AsrkitError, DataError, RecipeError, StorageError
 
 KEY = "MDC_API_KEY"
 NAME = re.compile(r"common-voice-([a-z]{2,3}(?:-[A-Za-z0-9]+)*)")
-SITE = "https://mozilladatacollective.com"
+SITE = "https://datacollective.mozillafoundation.org"
 CORPUS = "Common Voice Scripted Speech"
 SIZES = {
     "es": "release 25.0 of Spanish: 52 GB, and about 12 GB more for the clips of train, dev and test when you train"

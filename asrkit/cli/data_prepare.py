@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     check_recipe(recipe)
     report = DataReport()
+    silent = args.quiet or args.json
     try:
-        progress = sys.stderr.isatty() and not args.quiet and not args.json
-        prepared = prepare(recipe, wanted, report=report, progress=progress)
+        with _notes(logging.WARNING if silent else logging.INFO):
+            prepared = prepare(recipe, wanted, report=report, progress=sys.stderr.isatty() and not silent)
     finally:
         if args.report is not None:
             report.write(args.report)
@@ -58,6 +62,21 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         print(_text(figures, prepared.report.summary(), prepared.leakage.summary()))
     return 0
+
+
+@contextlib.contextmanager
+def _notes(level: int) -> Iterator[None]:
+    """What asrkit logs goes to stderr: the disk that is needed, shards and noise that are damaged."""
+    logger, handler = logging.getLogger("asrkit"), logging.StreamHandler(sys.stderr)
+    before = logger.level
+    handler.setFormatter(logging.Formatter("asrkit: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _splits(text: str) -> list[str]:
@@ -72,7 +91,9 @@ def _splits(text: str) -> list[str]:
 
 def _figures(prepared: Prepared) -> dict[str, Any]:
     """JSON data. x_real_time is seconds of usable audio for each second that computing took, None where all was there
-    before."""
+    before; other_caches are those of the same split that this recipe does not read."""
+    from asrkit.feature_cache import siblings
+
     extractor = prepared.model.features
     splits: dict[str, Any] = {}
     for name, split in prepared.splits.items():
@@ -86,6 +107,7 @@ def _figures(prepared: Prepared) -> dict[str, Any]:
             "seconds_taken": origin.seconds,
             "x_real_time": seconds * computed / origin.items / origin.seconds if computed else None,
             "cache": str(origin.folder),
+            "other_caches": {str(folder): size for folder, size in siblings(origin.folder)},
             "hash": split.hash,
         }
     return {"splits": splits, "excluded": dict(prepared.report.counts)}
@@ -99,4 +121,9 @@ def _text(figures: dict[str, Any], excluded: str, shared: str) -> str:
         speed = split["x_real_time"]
         how = f"{split['seconds_taken']:.1f} s, {speed:,.0f} x real time" if speed is not None else "was there"
         rows.append((name, split["clips"], round(split["hours"], 2), how, split["cache"]))
-    return "\n".join([format_table(("split", "clips", "hours", "prepared", "cache"), rows), excluded, shared])
+    table = format_table(("split", "clips", "hours", "prepared", "cache"), rows)
+    others = {folder: size for split in figures["splits"].values() for folder, size in split["other_caches"].items()}
+    lines = [f"  {size / 1e6:,.1f} MB  {folder}" for folder, size in others.items()]
+    if lines:
+        lines.insert(0, "not read by this recipe, from before something changed or of another recipe; yours to remove:")
+    return "\n".join([table, excluded, shared, *lines])

@@ -314,6 +314,8 @@ def check_plugins() -> Iterator[Finding]:
     """Every registered name, really loaded; each broken one is a line of its own."""
     plugins = registry.list_plugins()
     names = list(dict.fromkeys((plugin.kind, plugin.name) for plugin in plugins))
+    for package, why in registry.unreadable_packages().items():
+        yield Finding("plugin", FAIL, f"what {package} offers cannot be read ({one_line(why)})", f"reinstall {package}")
     good = 0
     for kind, name in names:
         try:

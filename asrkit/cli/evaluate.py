@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     figures = result.figures() | {"excluded": dict(prepared.report.counts), "text_rules": recipe["text"]["rules"]}
     trained_on = bundle.config.get("splits", {}).get("train")
     figures["train_split_hash"] = trained_on
+    figures["shared_sentences"] = prepared.leakage.sentences
     if folder != bundle.path:
         path = folder / f"evaluation-{args.split}.json"
         if warning := _other_data(path, figures):

@@ -1,8 +1,12 @@
-"""`asrkit plugins`: what recipes can name, read from package metadata alone; no plugin is imported."""
+"""`asrkit plugins`: what recipes can name, read from package metadata alone; no plugin is imported.
+
+`asrkit plugins check` and the like have files of their own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 from typing import Any
 
 from asrkit import registry
@@ -16,7 +20,10 @@ examples:
   asrkit plugins
   asrkit plugins --kind encoders --long
   asrkit plugins --json
+  asrkit plugins check my_norm --plugin my_norm.py
+  asrkit plugins new my_norm
 """
+VERBS = ("check", "new")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--long", action="store_true", help="also module:class of each")
     parser.add_argument("--json", action="store_true", help="a JSON list")
     parser.set_defaults(run=run)
+    verbs = parser.add_subparsers(dest="plugins_verb", metavar="VERB")
+    for name in VERBS:
+        importlib.import_module(f"asrkit.cli.plugins_{name}").add_parser(verbs)
 
 
 def run(args: argparse.Namespace) -> int:

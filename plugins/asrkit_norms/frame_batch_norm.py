@@ -3,14 +3,15 @@
     n_t = #{i: T_i > t},   mu_tc = 1/n_t sum_{i: T_i > t} x_itc,   var_tc = 1/n_t sum_{i: T_i > t} (x_itc - mu_tc)^2
     y_itc = gain_c (x_itc - mu_tc) / sqrt(var_tc + eps) + bias_c        (gain and bias are shared over time)
 
-Laurent et al. 2015 (arXiv 1510.01378), frame-wise normalization. What the paper leaves open is settled so:
+Laurent et al. 2015 (arXiv 1510.01378), frame-wise normalization; in a recurrence (`step`) Cooijmans et al. 2016 (arXiv
+1603.09025). With several processes the batch is that of all of them. What the papers leave open is settled so:
 
-* A step with one live utterance has variance 0. In training it is normalized with running statistics instead, and
-counted.
+* A step with one live utterance has variance 0. In training it is normalized with running statistics instead (as
+  constants, this batch included), and counted.
 * Running statistics are kept per step, with the number of frames behind them. A step with fewer than `min_count`
-frames,
-  and every step beyond the longest clip seen, uses one pooled tail: the last steps that together hold 8 `min_count`
-  frames.
+  frames, and every step beyond the longest clip seen, uses one pooled tail: the last steps that together hold
+  8 `min_count` frames.
+* `norm.masked: false` counts the padding as zeros, as most toolkits do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
 from asrkit.errors import RecipeError
-from asrkit.normalization import Affine, RunningMoments, masked_moments, normalize
+from asrkit.moments import Moments, RunningMoments, masked_moments, or_stored, pool
+from asrkit.normalization import Affine, Standard, standardize
 
 TAIL = 8  # the pooled tail rests on this many times `min_count` frames, where training has seen as many
 
@@ -30,62 +32,90 @@ class FrameBatchNorm(nn.Module):
     """x (B, T, C), mask (B, T) -> (B, T, C), 0 in the padding. `fallback_share`: of the last batch's frames, in
     training those at steps with one live utterance, at test time those on the pooled tail."""
 
+    scope = "step"
+    per_feature = True
+
     def __init__(self, size: int, options: NormOptions) -> None:
         super().__init__()
         self.options = options
+        self.how = Standard("step", options.eps, joint=True)
         self.running = RunningMoments(size, options.momentum, steps=options.max_steps)
-        self.affine = Affine(size, options.affine)
-        self.fallback_share = 0.0
+        self.affine = Affine(size, options.affine, options.gain)
+        self._served: list[Tensor | float] = [0.0, 0.0]  # frames on the fallback, all frames
+
+    @property
+    def fallback_share(self) -> float:
+        fallback, frames = map(float, self._served)
+        return fallback / max(1.0, frames)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        real = x.float() if x.dtype.itemsize < 4 else x
-        real = real.masked_fill(~mask.unsqueeze(-1), 0.0)
-        alive = mask.sum(0).unsqueeze(-1).to(real.dtype)
+        if not self.training:
+            moments, tail = self.statistics(x.shape[1])
+            self._count(mask, tail, first=True)
+            return standardize(x, mask, moments, self.how, self.affine())
+        batch = masked_moments(x, mask, "step", masked=self.options.masked, joint=True)
+        self._refuse_batch_of_one(x, batch)
+        self._update(batch)
+        moments, own = batch, torch.ones_like(batch.frames)
+        if bool((batch.frames < 2).any()):
+            moments, own = or_stored(batch, self.statistics(batch.frames.shape[1])[0])
+        self._count(mask, own == 0, first=True)
+        return standardize(x, mask, moments, self.how, self.affine(), own)
+
+    def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+        """x (B, C), mask (B,) -> (B, C) at step t of a recurrence; running statistics are those of step t."""
+        x, mask, last = x.unsqueeze(1), mask.unsqueeze(1), self.options.max_steps - 1
+        own = None
         if self.training:
-            self._refuse_batch_of_one(x)
-            mean, var, count = masked_moments(real, mask, per_step=True)
-            self._update(mean, var, count)
-            own = (count >= 2).to(real.dtype)
-            if not bool((own > 0).all()):
-                stored_mean, stored_var, _ = self.statistics(x.shape[1])
-                mean = torch.where(own > 0, mean, stored_mean)
-                var = torch.where(own > 0, var, stored_var)
-            fallback = 1 - own
+            batch = masked_moments(x, mask, "batch", masked=self.options.masked, joint=True)
+            if t == 0:
+                self._refuse_batch_of_one(x, batch)
+            self.running.update(batch, first=min(t, last), fade=t <= last)
+            moments, own = batch, torch.ones_like(batch.frames)
+            if bool(batch.frames < 2):
+                moments, own = or_stored(batch, self.statistics(1, first=t)[0])
+            fallback = own == 0
         else:
-            mean, var, tail = self.statistics(x.shape[1])
-            count, own, fallback = alive, torch.zeros_like(alive), tail.to(real.dtype)
-        self.fallback_share = float((fallback * alive).sum() / alive.sum().clamp(min=1))
-        xhat = normalize(real, mask, mean, var, self.options.eps, count=count, own=own)
-        return self.affine(xhat, mask).to(x.dtype)
+            moments, fallback = self.statistics(1, first=t)
+        self._count(mask, fallback, first=t == 0)
+        return standardize(x, mask, moments, self.how._replace(over="batch"), self.affine(), own).squeeze(1)
 
-    def statistics(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Running mean and variance (T, C) for T = `steps`, and which steps are on the pooled tail (T, 1)."""
-        running, limit = self.running, self.options.max_steps
-        index = torch.arange(steps, device=running.mean.device).clamp(max=limit - 1)
-        mean, var, count = running.mean[index], running.var[index], running.count[index]
+    def statistics(self, steps: int, first: int = 0) -> tuple[Moments, Tensor]:
+        """Running moments (1, T, C) of T = `steps` from `first` on, and which of them are on the tail (1, T, 1)."""
+        stored = self.running.current()
+        index = torch.arange(first, first + steps, device=stored.mean.device).clamp(max=self.options.max_steps - 1)
+        mean, var, count = (m[:, index] for m in stored)
         rare = count < self.options.min_count
-        tail_mean, tail_var = self._tail()
-        return torch.where(rare, tail_mean, mean), torch.where(rare, tail_var, var), rare
+        if torch.jit.is_tracing() or bool(rare.any()):  # the trace must hold for longer clips too
+            tail = self._tail()
+            mean, var = torch.where(rare, tail.mean, mean), torch.where(rare, tail.var, var)
+        return Moments(mean, var, count), rare
 
-    def _tail(self) -> tuple[Tensor, Tensor]:
-        """Pooled mean and variance (C,) of the last steps that together hold TAIL * min_count frames."""
-        running = self.running
-        later = running.count.flip(0).cumsum(0).flip(0) - running.count  # frames behind all later steps
-        weight = torch.where(later < TAIL * self.options.min_count, running.count, torch.zeros_like(running.count))
-        total = weight.sum()
-        if total == 0:  # nothing seen yet: the neutral statistics that the buffers start with
-            return running.mean[0], running.var[0]
-        mean = (weight * running.mean).sum(0) / total
-        return mean, (weight * (running.var + (running.mean - mean).square())).sum(0) / total
+    def _tail(self) -> Moments:
+        """Pooled moments (1, 1, C) of the last steps that together hold TAIL * min_count frames."""
+        count = self.running.count[:, 0]
+        later = count.flip(0).cumsum(0).flip(0) - count  # frames behind all later steps
+        rows = ((later < TAIL * self.options.min_count) & (count > 0)).nonzero()[:, 0]
+        if rows.numel() == 0:  # nothing seen yet: the neutral statistics that the buffers start with
+            return Moments(*(m[:, :1] for m in self.running.current()))
+        return pool(Moments(*(m[0, rows].unsqueeze(1) for m in self.running.current())))
 
-    def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    def _update(self, batch: Moments) -> None:
+        """Every step to its own row, those beyond the storage together to the last."""
         last = self.options.max_steps - 1
-        self.running.update(mean[:last], var[:last], count[:last])
-        if mean.shape[0] > last:
-            self.running.update_pooled(last, mean[last:], var[last:], count[last:])
+        self.running.update(Moments(*(m[:, :last] for m in batch)))
+        if batch.frames.shape[1] > last:
+            self.running.update(pool(Moments(*(m[0, last:].unsqueeze(1) for m in batch))), first=last)
 
-    def _refuse_batch_of_one(self, x: Tensor) -> None:
+    def _count(self, mask: Tensor, fallback: Tensor, first: bool) -> None:
+        alive = mask.sum(0)
+        served = [(alive * fallback[0, : mask.shape[1], 0]).sum(), alive.sum()]
+        self._served = [new if first else old + new for old, new in zip(self._served, served, strict=True)]
+
+    def _refuse_batch_of_one(self, x: Tensor, batch: Moments) -> None:
         if x.shape[0] > 1 or self.options.allow_batch_of_one or bool(self.running.count.any()):
+            return
+        if bool((batch.frames > 1).any()):  # of several processes, each with a batch of one
             return
         raise RecipeError(
             "frame_batch_norm got a batch of one utterance before any larger one: it has no statistics over utterances",

@@ -12,21 +12,31 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from asrkit import StackEncoder
+from asrkit.encoders import NormOptions
+from asrkit.normalization import Affine, RowNorm, normalize_rows
 
 
 class LayerNorm(nn.Module):
     """x (B, T, C), mask (B, T) -> (B, T, C), 0 in the padding."""
 
-    def __init__(self, size: int, eps: float, affine: bool) -> None:
+    scope = "frame"
+    order_free = True
+
+    def __init__(self, size: int, options: NormOptions) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(size, eps=eps, elementwise_affine=affine)
+        self.eps = options.eps
+        self.affine = Affine(size, options.affine, options.gain)
+
+    def row_norm(self) -> RowNorm:
+        """The same as a rule for one frame."""
+        return RowNorm(True, self.eps, *self.affine())
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.norm(x).masked_fill(~mask.unsqueeze(-1), 0.0)
+        return normalize_rows(x, mask, self.row_norm())
 
 
 class LayerNormEncoder(StackEncoder):
     """The recipe's layers with layer normalization in the `norm` slot."""
 
     def make_norm(self, size: int) -> nn.Module:
-        return LayerNorm(size, self.norm.eps, self.norm.affine)
+        return LayerNorm(size, self.norm)

@@ -4,7 +4,13 @@
     y_itc = gain_c (x_itc - mu_c) / sqrt(var_c + eps) + bias_c
 
 Laurent et al. 2015 (arXiv 1510.01378), sequence-wise normalization: n counts unpadded frames only. At test time running
-averages, weighted by the number of frames behind them, stand in for mu and var.
+averages, weighted by the number of frames behind them, stand in for mu and var. With several processes the batch is
+that of all of them.
+
+In a recurrence (`step`) the batch is what is alive at a step, since a later step's states do not exist yet: statistics
+of its own for every step, one set of running averages for all of them, updated once per batch. A step with one live
+utterance has variance 0 and uses the running averages. `norm.masked: false` counts the padding as zeros, as most
+toolkits do.
 """
 
 from __future__ import annotations
@@ -13,30 +19,41 @@ import torch
 from torch import Tensor, nn
 
 from asrkit import StackEncoder
-from asrkit.normalization import Affine, RunningMoments, masked_moments, normalize
+from asrkit.encoders import NormOptions
+from asrkit.moments import RunningMoments, masked_moments, or_stored
+from asrkit.normalization import Affine, Standard, standardize
 
 
 class SequenceBatchNorm(nn.Module):
     """x (B, T, C), mask (B, T) -> (B, T, C), 0 in the padding."""
 
-    def __init__(self, size: int, eps: float, affine: bool, momentum: float) -> None:
+    scope = "sequence"
+    per_feature = order_free = True
+
+    def __init__(self, size: int, options: NormOptions) -> None:
         super().__init__()
-        self.eps = eps
-        self.running = RunningMoments(size, momentum)
-        self.affine = Affine(size, affine)
+        self.masked = options.masked
+        self.how = Standard("batch", options.eps, joint=True)
+        self.running = RunningMoments(size, options.momentum)
+        self.affine = Affine(size, options.affine, options.gain)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        real = x.float() if x.dtype.itemsize < 4 else x
-        real = real.masked_fill(~mask.unsqueeze(-1), 0.0)
+        moments, own = self.running.current(), None
         if self.training:
-            mean, var, count = masked_moments(real, mask, per_step=False)
-            self.running.update(mean, var, count)
-            xhat = normalize(real, mask, mean, var, self.eps, count=count)
-        else:
-            running = self.running
-            own = torch.zeros_like(running.count)
-            xhat = normalize(real, mask, running.mean, running.var, self.eps, count=running.count, own=own)
-        return self.affine(xhat, mask).to(x.dtype)
+            moments = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
+            self.running.update(moments)
+            own = torch.ones_like(moments.frames)
+        return standardize(x, mask, moments, self.how, self.affine(), own)
+
+    def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+        """x (B, C), mask (B,) -> (B, C) at step t of a recurrence."""
+        x, mask = x.unsqueeze(1), mask.unsqueeze(1)
+        moments, own = self.running.current(), None
+        if self.training:
+            batch = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
+            self.running.update(batch, fade=t == 0)
+            moments, own = or_stored(batch, moments)
+        return standardize(x, mask, moments, self.how, self.affine(), own).squeeze(1)
 
 
 class SequenceBatchNormEncoder(StackEncoder):
@@ -45,4 +62,4 @@ class SequenceBatchNormEncoder(StackEncoder):
     batch_statistics = True
 
     def make_norm(self, size: int) -> nn.Module:
-        return SequenceBatchNorm(size, self.norm.eps, self.norm.affine, self.norm.momentum)
+        return SequenceBatchNorm(size, self.norm)

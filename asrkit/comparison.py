@@ -1,0 +1,210 @@
+"""Is one arm better than another? Tests over paired seeds, speakers and utterances, and what they say in words.
+
+Errors of an arm are counts (K, U): K seeds, U utterances of one test set, the same utterances and seeds in both arms.
+What is drawn anew with every seed (initial weights, order of the data) moves all utterances of a run together, so a
+test over utterances or speakers of single runs calls equal systems different far too often. The verdict therefore
+rests on the seeds; the other two tests are shown beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asrkit.errors import DataError
+
+FEWEST_SEEDS = 3  # below, a variance over seeds is no evidence
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm's outcome on one split: errors (K, U), reference lengths (U,), speakers (U,), seeds (K,)."""
+
+    name: str
+    errors: np.ndarray
+    lengths: np.ndarray
+    speakers: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Corpus error rate of each seed (K,)."""
+        return self.errors.sum(1) / max(float(self.lengths.sum()), 1.0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second arm less first, in error rate: mean over paired seeds, 95 % interval (Student), p of "no difference"."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All tests of one pair of arms on one split. `p_holm`: p corrected for all pairs that were compared (Holm)."""
+
+    first: str
+    second: str
+    seeds: Difference
+    bootstrap: tuple[float, float]
+    matched_pairs: tuple[float, ...]
+    p_holm: float
+    seeds_needed: int | None
+
+    @property
+    def different(self) -> bool:
+        """Whether the difference over seeds stands, at 5 % over all pairs together."""
+        return self.p_holm < 0.05
+
+
+def paired(first: Arm, second: Arm) -> tuple[np.ndarray, np.ndarray]:
+    """Errors (K, U) of the seeds that both arms have. Raises DataError unless they scored the same utterances."""
+    if first.speakers != second.speakers or not np.array_equal(first.lengths, second.lengths):
+        raise DataError(
+            f"{first.name} and {second.name} were not scored on the same utterances",
+            fix="score both on one split with one hash",
+            reason="not_paired",
+        )
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    rows = [[arm.seeds.index(seed) for seed in common] for arm in (first, second)]
+    return first.errors[rows[0]], second.errors[rows[1]]
+
+
+def over_seeds(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Difference:
+    """Student's paired t test (Student 1908) of rates (K,) and (K,); NaN where there are fewer than two seeds."""
+    from scipy import stats
+
+    differences = np.asarray(second, float) - np.asarray(first, float)
+    count = len(differences)
+    if count < 2:
+        mean = float(differences.mean()) if count else math.nan
+        return Difference(mean, math.nan, math.nan, math.nan, count)
+    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(count)
+    if error == 0:
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, count)
+    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    return Difference(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, count - 1)), count)
+
+
+def hierarchical_bootstrap(
+    first: np.ndarray,
+    second: np.ndarray,
+    lengths: np.ndarray,
+    speakers: Sequence[str],
+    replications: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the difference in rate when seeds and, within them, speakers are drawn anew with replacement.
+
+    errors (K, U) of both arms; Davison & Hinkley 1997, section 3.8: two levels of resampling.
+    """
+    names = {name: i for i, name in enumerate(dict.fromkeys(speakers))}
+    member = np.array([names[name] for name in speakers])
+    difference = np.zeros((len(first), len(names)))
+    for k, row in enumerate(np.asarray(second, float) - np.asarray(first, float)):
+        difference[k] = np.bincount(member, row, len(names))
+    size = np.bincount(member, lengths, len(names))
+    rng = np.random.default_rng(seed)
+    found = np.empty(replications)
+    for i in range(replications):
+        rows = rng.integers(len(difference), size=len(difference))
+        columns = rng.integers(len(names), size=(len(difference), len(names)))
+        found[i] = (difference[rows[:, None], columns].sum(1) / np.maximum(size[columns].sum(1), 1)).mean()
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def matched_pairs(first: np.ndarray, second: np.ndarray) -> float:
+    """p of "no difference" between two runs: errors (U,) and (U,) utterance by utterance, normal approximation.
+
+    Gillick & Cox 1989, with utterances as segments.
+    """
+    differences = np.asarray(second, float) - np.asarray(first, float)
+    spread = differences.std(ddof=1) if len(differences) > 1 else 0.0
+    if spread == 0:
+        return 1.0 if not differences.any() else 0.0
+    return math.erfc(abs(differences.mean()) / (spread / math.sqrt(len(differences))) / math.sqrt(2))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number, each at least as large as before (Holm 1979); NaN stays and counts."""
+    order = sorted(range(len(p_values)), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
+    corrected, highest = [math.nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        if not math.isnan(p_values[i]):
+            highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+            corrected[i] = highest
+    return corrected
+
+
+def seeds_for(differences: np.ndarray, alpha: float = 0.05, power: float = 0.8, most: int = 1000) -> int | None:
+    """How many paired seeds would show the mean of differences (K,) with this power; None if no number up to `most`.
+
+    Noncentral t with the standard deviation seen so far, so a rough figure.
+    """
+    from scipy import stats
+
+    if len(differences) < 2:
+        return None
+    mean, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
+    if mean == 0:
+        return None
+    if spread == 0:
+        return max(2, len(differences))
+    for count in range(2, most + 1):
+        edge = stats.t.ppf(1 - alpha / 2, count - 1)
+        if stats.nct.sf(edge, count - 1, mean / spread * math.sqrt(count)) >= power:
+            return count
+    return None
+
+
+def compare(arms: Sequence[Arm], baseline: str | None = None) -> list[Comparison]:
+    """Every pair of arms, or every arm with the baseline; corrected together."""
+    pairs = [(a, b) for i, a in enumerate(arms) for b in arms[i + 1 :]]
+    if baseline is not None:
+        base = next((arm for arm in arms if arm.name == baseline), None)
+        if base is None:
+            raise DataError(
+                f"no arm {baseline!r}", possible=", ".join(arm.name for arm in arms), reason="unknown_baseline"
+            )
+        pairs = [(base, arm) for arm in arms if arm is not base]
+    errors = [paired(a, b) for a, b in pairs]
+    total = [max(float(a.lengths.sum()), 1.0) for a, _ in pairs]
+    differences = [over_seeds(x.sum(1) / n, y.sum(1) / n) for (x, y), n in zip(errors, total, strict=True)]
+    usable = [d.p if d.seeds >= FEWEST_SEEDS else math.nan for d in differences]
+    found = []
+    for (a, b), (x, y), n, d, p in zip(pairs, errors, total, differences, holm(usable), strict=True):
+        interval = hierarchical_bootstrap(x, y, a.lengths, a.speakers) if len(x) else (math.nan, math.nan)
+        runs = tuple(matched_pairs(one, other) for one, other in zip(x, y, strict=True))
+        needed = seeds_for((y.sum(1) - x.sum(1)) / n)
+        found.append(Comparison(a.name, b.name, d, interval, runs, p, needed))
+    return found
+
+
+def in_words(one: Comparison, unit: str = "CER") -> str:
+    """One sentence: which arm is better, by how much, how sure; or "no evidence", and what it would take."""
+    d = one.seeds
+    if d.seeds < FEWEST_SEEDS:
+        return (
+            f"{one.first} and {one.second}: {d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell "
+            f"(at least {FEWEST_SEEDS})"
+        )
+    span = f"{100 * d.low:+.2f} to {100 * d.high:+.2f} points of {unit} over {d.seeds} paired seeds"
+    if one.different:
+        better, worse = (one.second, one.first) if d.mean < 0 else (one.first, one.second)
+        return f"{better} is better than {worse} by {100 * abs(d.mean):.2f} points ({span}; p = {one.p_holm:.3g})"
+    text = f"{one.first} and {one.second}: no evidence of a difference at this budget ({span}; p = {one.p_holm:.3g})"
+    if one.seeds_needed is not None and one.seeds_needed > d.seeds:
+        more = one.seeds_needed - d.seeds
+        return (
+            f"{text}; about {more} more seed{'s' * (more != 1)} would be needed to show {100 * abs(d.mean):.2f} points"
+        )
+    return text

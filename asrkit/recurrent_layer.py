@@ -1,0 +1,237 @@
+"""One recurrent layer: projection, norms where its placement says, recurrence on the fastest path that fits."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asrkit.errors import RecipeError
+from asrkit.placement import GATES, GroupedNorm, MakeNorm, Placement, has
+from asrkit.processes import largest
+from asrkit.ragged import Ragged
+from asrkit.row_norm_scan import RowScale, gru_row_norm_scan
+from asrkit.scan import ScanOrder, gru_scan, lstm_scan
+from asrkit.steps import Norms, gru_steps, lstm_steps
+
+
+class RecurrentLayer(nn.Module):
+    """One layer, D directions: weight_input (D, G, C), weight_recurrent (D, G, H), two biases (D, G); G = 3H or 4H.
+
+    Gates are in torch's order. Each norm exists once per direction (`input_norm` once), in the direction's own order of
+    time; a norm that treats every feature alone and does not care about the order is one module for all directions.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        size: int,
+        cell: str,
+        directions: int,
+        placement: Placement | None = None,
+        make_norm: MakeNorm | None = None,
+    ) -> None:
+        super().__init__()
+        self.size, self.cell, self.directions = size, cell, directions
+        self.placement = placement or Placement()
+        sums = GATES[cell] * size
+        self.weight_input = nn.Parameter(torch.empty(directions, sums, input_size))
+        self.weight_recurrent = nn.Parameter(torch.empty(directions, sums, size))
+        self.bias_input = nn.Parameter(torch.empty(directions, sums))
+        self.bias_recurrent = nn.Parameter(torch.empty(directions, sums))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
+        self._add_norms(input_size, make_norm)
+
+    def _add_norms(self, input_size: int, make_norm: MakeNorm | None) -> None:
+        place, groups = self.placement.place, self.placement.groups(self.cell, self.size)
+        if (place != "none" or self.placement.in_recurrence) and make_norm is None:
+            raise RecipeError(
+                f"norm: {place!r} without a norm to put there",
+                fix="give make_norm, or use an encoder that makes norms",
+                reason="placement",
+            )
+
+        def each(wanted: bool, groups: list[int], merge: bool = True) -> nn.ModuleList | None:
+            if not wanted or make_norm is None:
+                return None
+            norms = [GroupedNorm(make_norm, groups, merge) for _ in range(self.directions)]
+            return None if all(norm.identity for norm in norms) else nn.ModuleList(norms)
+
+        self.input_norm = make_norm(input_size) if place == "input" and make_norm else None
+        if self.input_norm is not None and has(self.input_norm, "identity"):
+            self.input_norm = None
+        self.gate_norms = each(place in ("gates", "recurrent"), groups)
+        if self.gate_norms is not None and _alone(self.gate_norms) and make_norm:
+            self.gate_norms = nn.ModuleList([GroupedNorm(make_norm, [self.directions * sum(groups)])])
+        self.recurrent_norms = each(place in ("recurrent", "hidden"), groups)
+        self.joined_norms = each(place == "joined", groups, merge=self.cell == "lstm")  # see steps.py
+        self.cell_norms = each(self.placement.cell_norm != "none", [self.size])
+        _refuse_in_recurrence(place, self.recurrent_norms, self.joined_norms, self.cell_norms)
+        self.in_recurrence = any(
+            norms is not None for norms in (self.recurrent_norms, self.joined_norms, self.cell_norms)
+        )
+
+    def forward(self, x: Tensor, batch: Ragged, backend: str) -> Tensor:
+        """x (B, T, C), zero past each end -> (B, T, D*H), zero past each end."""
+        if self.input_norm is not None:
+            x = batch.zero_padding(self.input_norm(x, batch.mask))
+        if self.in_recurrence:
+            return self._normed_recurrence(x, batch, backend)
+        if backend == "fused" or (backend == "auto" and self._prefers_fused(x)):
+            return self._fused(x, batch)
+        bias, candidate_bias = self._biases()
+        if self.gate_norms is None:
+            gates, reverse = F.linear(x, self.weight_input.flatten(0, 1), bias.flatten()), True
+        else:
+            gates, reverse = self._normed_gates(x, batch)
+            gates = gates + bias.flatten()
+        return self._scan(gates, candidate_bias, batch.order(self.directions, reverse))
+
+    def _prefers_fused(self, x: Tensor) -> bool:
+        if x.is_cuda or torch.jit.is_tracing():  # a traced loop would freeze the number of frames
+            return True
+        return self.cell == "lstm" and self.gate_norms is None and x.dtype == torch.float32
+
+    def _normed_gates(self, x: Tensor, batch: Ragged) -> tuple[Tensor, bool]:
+        """W_x x (B, T, D*G) after its norm, and whether its backward half is still in the natural order of time."""
+        gates = F.linear(x, self.weight_input.flatten(0, 1))
+        if self.gate_norms is None:
+            return gates, True
+        if len(self.gate_norms) == 1:
+            return self.gate_norms[0](gates, batch.mask), True
+        sides = list(gates.chunk(self.directions, 2))
+        natural = all(norm.order_free for norm in self.gate_norms)
+        if not natural:
+            sides[1:] = [batch.reverse(side) for side in sides[1:]]
+        gates = torch.cat([norm(side, batch.mask) for norm, side in zip(self.gate_norms, sides, strict=True)], 2)
+        if not natural:  # a norm that makes no promises may leave anything in the padding
+            gates = batch.zero_padding(gates)
+        return gates, natural
+
+    def _own_order(self, gates: Tensor, natural: bool, batch: Ragged) -> list[Tensor]:
+        """The gate sums of each direction (B, T, G) in its own order of time."""
+        sides = list(gates.chunk(self.directions, 2))
+        if natural:
+            sides[1:] = [batch.reverse(side) for side in sides[1:]]
+        return sides
+
+    def _biases(self) -> tuple[Tensor, Tensor]:
+        """What can be added to the gates before the scan (D, G), and the GRU candidate's recurrent bias (D, H)."""
+        if self.cell == "lstm":
+            return self.bias_input + self.bias_recurrent, self.bias_recurrent[:, :0]
+        outside, candidate = self.bias_recurrent.split([2 * self.size, self.size], 1)
+        return self.bias_input + F.pad(outside, (0, self.size)), candidate
+
+    def _scan(self, gates: Tensor, candidate_bias: Tensor, order: ScanOrder) -> Tensor:
+        kept = self.weight_recurrent.dtype
+        compute = torch.promote_types(kept, torch.float32)
+        gates, weight, bias = (t.to(compute) for t in (gates, self.weight_recurrent, candidate_bias))
+        with torch.autocast(gates.device.type, enabled=False):
+            states = gru_scan(gates, weight, bias, order) if self.cell == "gru" else lstm_scan(gates, weight, order)
+        return states.to(kept)
+
+    # Norms inside the loop over time.
+
+    def _normed_recurrence(self, x: Tensor, batch: Ragged, backend: str) -> Tensor:
+        if torch.jit.is_tracing():
+            raise RecipeError(
+                f"norm: {self.placement.place} cannot be exported: a trace of its loop keeps the number of steps",
+                possible="none, input, gates",
+                reason="export",
+            )
+        gates, natural = self._normed_gates(x, batch)
+        compute = torch.promote_types(self.weight_recurrent.dtype, torch.float32)
+        gates = gates.to(compute)
+        with torch.autocast(gates.device.type, enabled=False):
+            scale = None if backend == "steps" or x.is_cuda else self._row_scale(compute)
+            if scale is not None:
+                bias, candidate = self._biases()
+                bias, candidate = scale.with_shift(bias, candidate)
+                order = batch.order(self.directions, natural)
+                weight = self.weight_recurrent.to(compute)
+                states = gru_row_norm_scan(gates + bias.flatten(), weight, candidate, scale, order)
+            else:
+                states = self._steps(self._own_order(gates, natural, batch), batch)
+        return states.to(self.weight_recurrent.dtype)
+
+    def _row_scale(self, dtype: torch.dtype) -> RowScale | None:
+        """What the scan with row norms needs, None where a norm on W_h h is of another kind."""
+        if self.cell != "gru" or self.recurrent_norms is None:
+            return None
+        sides = [cast(GroupedNorm, side) for side in self.recurrent_norms]
+        return RowScale.of([list(side.norms) for side in sides], [side.groups for side in sides], dtype)
+
+    def _steps(self, sides: list[Tensor], batch: Ragged) -> Tensor:
+        """The recurrence step by step, for any norm."""
+        frames, mask = batch.frames, batch.mask
+        # Every process takes as many steps as the one with the longest utterance, or their sums would not meet.
+        missing = largest(frames, mask.device, self.training) - frames
+        if missing:
+            mask = F.pad(mask, (0, missing))
+            sides = [F.pad(side, (0, 0, 0, missing)) for side in sides]
+        run, states = (gru_steps if self.cell == "gru" else lstm_steps), []
+        for d, side in enumerate(sides):
+            weight, bias_x, bias_h = (
+                w[d].to(side.dtype) for w in (self.weight_recurrent, self.bias_input, self.bias_recurrent)
+            )
+            found = run(side, mask, weight, bias_x, bias_h, self._norms_of(d))[:, :frames]
+            states.append(batch.reverse(found) if d else found)
+        return batch.zero_padding(torch.cat(states, 2))
+
+    def _norms_of(self, direction: int) -> Norms:
+        def one(norms: nn.ModuleList | None) -> GroupedNorm | None:
+            return None if norms is None else cast(GroupedNorm, norms[direction])
+
+        stored = self.placement.cell_norm == "stored"
+        return Norms(one(self.recurrent_norms), one(self.joined_norms), one(self.cell_norms), stored)
+
+    # Torch's own kernels.
+
+    def _fused(self, x: Tensor, batch: Ragged) -> Tensor:
+        """Torch's own kernels, each direction on its own real part first; with norms, over identity input weights."""
+        if self.gate_norms is None:
+            inputs = [x, batch.reverse(x)][: self.directions]
+            weights = list(self.weight_input.unbind(0))
+        else:
+            inputs = self._own_order(*self._normed_gates(x, batch), batch)
+            eye = torch.eye(inputs[0].shape[2], dtype=self.weight_recurrent.dtype, device=x.device)
+            weights = [eye] * self.directions
+        recurrent = self.weight_recurrent
+        with torch.autocast(x.device.type, enabled=x.is_cuda and torch.is_autocast_enabled(x.device.type)):
+            states = [self._fused_direction(d, inputs[d], weights[d], recurrent[d]) for d in range(self.directions)]
+        states[1:] = [batch.reverse(side) for side in states[1:]]
+        return batch.zero_padding(torch.cat(states, 2))
+
+    def _fused_direction(self, direction: int, x: Tensor, weight_input: Tensor, weight_recurrent: Tensor) -> Tensor:
+        weights = [weight_input, weight_recurrent, self.bias_input[direction], self.bias_recurrent[direction]]
+        if x.is_cuda:
+            # cuDNN wants one block of memory in this order and warns when it has to make one itself.
+            pieces = torch.cat([w.flatten() for w in weights]).split([w.numel() for w in weights])
+            weights = [piece.view_as(w) for piece, w in zip(pieces, weights, strict=True)]
+        x = x.to(weight_input.dtype)
+        start = x.new_zeros(1, x.shape[0], self.size)
+        options = (True, 1, 0.0, self.training, False, True)  # biases, layers, dropout, train, two-sided, batch first
+        if self.cell == "gru":
+            return torch._VF.gru(x, start, weights, *options)[0]  # type: ignore[no-any-return]
+        return torch._VF.lstm(x, (start, start), weights, *options)[0]  # type: ignore[no-any-return]
+
+
+def _refuse_in_recurrence(place: str, *lists: nn.ModuleList | None) -> None:
+    for part in (part for norms in lists for grouped in norms or () for part in cast(GroupedNorm, grouped).norms):
+        why = getattr(part, "refuses_recurrence", None)
+        if why:
+            raise RecipeError(
+                f"norm: {place!r}: inside a recurrence a norm sees one frame at a time, and {why}",
+                possible="norm: input or gates, or `norm` as a layer",
+                fix="choose another placement, or another encoder",
+                reason="placement",
+            )
+
+
+def _alone(norms: nn.ModuleList) -> bool:
+    """Whether the norms treat every feature on its own, at any order of time, so that one can do the work of all."""
+    parts = [part for norm in norms for part in norm.norms]  # type: ignore[union-attr]
+    return all(has(part, "per_feature") and has(part, "order_free") for part in parts)

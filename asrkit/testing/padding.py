@@ -1,0 +1,88 @@
+"""Checks that padding and batch mates are nobody's business (reliability rows N01 and N08)."""
+
+from __future__ import annotations
+
+import torch
+
+from asrkit.testing.case import LENGTHS, NAN, Case, Output, buffers, gradients
+
+VARIANTS = ((1e4, 0), (NAN, 0), (0.0, 7), (1e4, 7), (NAN, 7))
+
+
+def check_padding_eval(case: Case) -> None:
+    """In eval, neither what lies in the padding nor how much of it there is changes a real frame."""
+    expected = case.evaluate(*case.batch())
+    for fill, extra in VARIANTS:
+        out = case.evaluate(*case.batch(fill=fill, extra=extra))
+        _same_lengths(case, out, expected)
+        case.close(out.real, expected.real, 1e-5, f"{_padding(fill, extra)} changes real frames by")
+
+
+def check_padding_train(case: Case) -> None:
+    """In training neither, and no gradient and no running statistic."""
+    expected, grads, kept = _step(case, 0.0, 0)
+    largest = max((float(g.abs().max()) for g in grads.values()), default=1.0)
+    for fill, extra in VARIANTS:
+        out, other_grads, other_kept = _step(case, fill, extra)
+        what = _padding(fill, extra)
+        _same_lengths(case, out, expected)
+        case.close(out.real, expected.real, 1e-5, f"{what} changes real frames by")
+        for name, grad in grads.items():
+            case.close(other_grads[name] / largest, grad / largest, 1e-4, f"{what} changes the gradient of {name} by")
+        for name, buffer in kept.items():
+            if buffer.is_floating_point():
+                case.close(other_kept[name], buffer, 1e-5, f"{what} changes the buffer {name} by")
+
+
+def check_padding_output(case: Case) -> None:
+    """Past each end the output is 0; no gradient goes there, and NaN there reaches none."""
+    for training in (False, True):
+        for fill in (0.0, 1e4, NAN):
+            encoder = case.trained().train(training)
+            x, lengths = case.batch(fill=fill, extra=5)
+            x.requires_grad_()
+            out = case.run(encoder, x, lengths)
+            mode = "in training" if training else "in eval"
+            for row, n in enumerate(out.lengths):
+                rest = out.y[row, n:].detach()
+                case.require(not bool(rest.any()), f"{mode}, the output past an utterance's end is not 0")
+            case.loss(out.real).backward()
+            case.finite(gradients(encoder), f"{mode}, with {fill:g} in the padding, the gradient of")
+            if x.grad is not None:
+                for row, n in enumerate(lengths.tolist()):
+                    case.require(not bool(x.grad[row, n:].any()), f"{mode}, a gradient reaches the padding")
+
+
+def check_batch_mates(case: Case) -> None:
+    """In eval, other utterances in the batch and their order change nothing; the number of frames stays as it is."""
+    x, lengths = case.batch()
+    frames = x.shape[1]
+    expected = case.evaluate(x, lengths)
+    for pair in ((0, 1), (1, 3), (2, 3)):
+        index = torch.tensor(pair)
+        out = case.evaluate(x[index], lengths[index])
+        case.close(out.real, expected.rows(pair), 1e-5, "without the other utterances, real frames change by")
+    order = [2, 0, 3, 1]
+    out = case.evaluate(x[order], lengths[order])
+    case.close(out.real, expected.rows(order), 1e-5, "in another order, real frames change by")
+    others, other_lengths = case.batch((frames, 5, 7, 2), seed=3)
+    x, lengths = torch.cat([others, 100 * others, x]), torch.cat([other_lengths, other_lengths, lengths])
+    out = case.evaluate(x, lengths)
+    case.close(out.rows(range(8, 12)), expected.real, 1e-5, "beside eight other utterances, real frames change by")
+
+
+def _step(case: Case, fill: float, extra: int) -> tuple[Output, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Output, gradients and buffers after one batch in training."""
+    encoder = case.build()
+    out = case.run(encoder, *case.batch(fill=fill, extra=extra))
+    case.loss(out.real).backward()
+    return out, {name: grad for name, grad in gradients(encoder).items() if grad is not None}, buffers(encoder)
+
+
+def _same_lengths(case: Case, out: Output, expected: Output) -> None:
+    text = f"with more padding, {list(LENGTHS)} frames become {out.lengths} instead of {expected.lengths}"
+    case.require(out.lengths == expected.lengths, text)
+
+
+def _padding(fill: float, extra: int) -> str:
+    return f"{fill:g} in the padding" + (f" and {extra} more frames of it" if extra else "")
