@@ -6,6 +6,7 @@ k are skipped. Lengths are integers, in frames.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -137,3 +138,9 @@ def collate(items: Sequence[tuple[int, str, np.ndarray, Sequence[int]]]) -> Batc
     return Batch(
         features, lengths, targets, target_lengths, tuple(item[1] for item in items), tuple(item[0] for item in items)
     )
+
+
+def chain_hash(before: str, ids: Sequence[str]) -> str:
+    """sha256 of one more batch after all that `before` stands for: equal for two runs that saw the same batches in the
+    same order."""
+    return hashlib.sha256("\n".join((before, *ids)).encode("utf-8", "surrogateescape")).hexdigest()

@@ -29,6 +29,7 @@ from asrkit.bundle_checks import (
     read_header,
     shown,
 )
+from asrkit.defects import defects_of, forget, warn
 from asrkit.errors import AsrkitError, RecipeError, StorageError, TrustError
 from asrkit.model import CTCModel, build_model, parameter_count
 from asrkit.runs import atomic_write
@@ -59,6 +60,8 @@ def save_bundle(
     files = {"model.safetensors": save_tensors(tensors), **tokenizer.files()}
     plugin = registry.describe("encoders", recipe["encoder"])
     sections: dict[str, Any] = {part: recipe[part] for part in PARTS if part in recipe}
+    if defects_of(recipe):
+        sections["defects"] = list(defects_of(recipe))
     sections["data"] = {"sample_rate": recipe["data"]["sample_rate"]}
     config = {
         "format": FORMAT,
@@ -101,6 +104,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> Bundle:
     except Exception as error:  # whatever a foreign config can make torch, a plugin or Python say
         raise not_a_model(path, error) from error
     _move(model.eval(), device)
+    warn(defects_of(config["recipe"]), path)
     try:
         _verify_self_check(model, config["self_check"], path)
     except AsrkitError:
@@ -149,6 +153,7 @@ def self_check(model: CTCModel) -> dict[str, Any]:
     time = torch.arange(rate, dtype=torch.float64) / rate
     wave = (0.3 * torch.sin(2 * math.pi * (200 * time + 900 * time.square()))).float()
     device = next(model.parameters()).device
+    forget(model)
     with torch.inference_mode():
         log_probs, lengths = model(wave.unsqueeze(0).to(device), torch.tensor([rate], device=device))
     log_probs = log_probs[0, : int(lengths[0])].cpu()

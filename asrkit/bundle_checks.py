@@ -24,7 +24,7 @@ from asrkit.errors import AsrkitError, TrustError
 from asrkit.features import CMVN
 from asrkit.layers import Layer
 from asrkit.model import AcousticModel, build_encoder, build_features
-from asrkit.schema import SCHEMA
+from asrkit.schema import DEFECTS, SCHEMA
 
 MAX_HEADER = 1 << 20  # bytes
 RATES = (2_000, 192_000)  # samples per second
@@ -121,6 +121,8 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
                 raise Foreign(f"recipe.{part} has the unknown key {shown(key)}")
             if isinstance(known[key], bool | int | float | str) and not _is(value, type(known[key])):
                 raise Foreign(f"recipe.{part}.{key} = {shown(value)}")
+    if not all(isinstance(name, str) and name in DEFECTS for name in _need({"defects": [], **recipe}, "defects", list)):
+        raise Foreign(f"recipe.defects = {shown(recipe['defects'])}")
     rate = _need(recipe["data"], "sample_rate", int, "recipe.data.")
     if not RATES[0] <= rate <= RATES[1]:
         raise Foreign(f"recipe.data.sample_rate = {shown(rate)}, possible are {RATES[0]} to {RATES[1]}")

@@ -9,7 +9,7 @@ A normalization plugin is an encoder that overrides one method::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -97,6 +97,7 @@ class StackEncoder(Encoder):
         self.input_size = input_size
         self.stack = self._chain(layers, input_size, 1, "layers")
         self.output_size = self.stack.output_size
+        self._wrap_after_norms()
 
     def make_norm(self, size: int) -> nn.Module:
         """The norm for C = `size` features: `norm(x (B, T, C), mask (B, T)) -> (B, T, C)`. Plugins override this."""
@@ -129,7 +130,6 @@ class StackEncoder(Encoder):
             layer = self._layer(spec, size, channels, f"{where}.{index}")
             size, channels = layer.output_size, layer.channels
             layers.append(layer)
-        self._wrap_after_norm(layers)
         return Chain(layers, input_size, input_channels)
 
     def _layer(self, spec: Any, size: int, channels: int, where: str) -> Layer:
@@ -230,16 +230,14 @@ class StackEncoder(Encoder):
                 self.wrap(inner, weights)
         return layer
 
-    def _wrap_after_norm(self, layers: list[Layer]) -> None:
-        """The first layer with weights after each `norm` of a list."""
+    def _wrap_after_norms(self) -> None:
+        """The first layer with weights after each `norm`, in a repeat or a residual too."""
         waiting = False
-        for layer in layers:
+        for layer in _leaves(self.stack):
             if isinstance(layer, NormSlot):
                 waiting = True
             elif waiting and isinstance(layer, Linear | Conv | RecurrentLayer):
                 self._wrap_input(layer)
-                waiting = False
-            elif waiting and not isinstance(layer, FrameWise):
                 waiting = False
 
     def _wrap_input(self, layer: Layer) -> None:
@@ -262,3 +260,14 @@ class StackEncoder(Encoder):
         if isinstance(times, bool) or not isinstance(times, int) or times < 1 or not isinstance(layers, list):
             raise ValueError("times is an integer of at least 1, layers a list")
         return self._chain(layers * times, size, channels, f"{where}.repeat")
+
+
+def _leaves(layer: Layer) -> Iterator[Layer]:
+    """Layers that hold no others, in the order that data takes."""
+    if isinstance(layer, Residual):
+        yield from _leaves(layer.chain)
+    elif isinstance(layer, Chain):
+        for inner in layer.layers:
+            yield from _leaves(cast(Layer, inner))
+    else:
+        yield layer

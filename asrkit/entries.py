@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from asrkit.errors import RecipeError
 from asrkit.layers import ACTIVATIONS, Context, Conv, Layer, Linear, is_empty, make_dropout
 from asrkit.masking import frame_mask
+from asrkit.processes import several
 from asrkit.recurrent import Recurrent
 
 
@@ -61,7 +62,10 @@ class RecurrentLayer(Layer):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if is_empty(x.shape[1]):
-            return x.new_zeros(x.shape[0], 0, self.output_size), lengths
+            if not (self.training and several()):
+                return x.new_zeros(x.shape[0], 0, self.output_size), lengths
+            # Other processes' sums wait for those of this one, forwards and backwards: a frame of padding meets them.
+            return self.recurrent(nn.functional.pad(x, (0, 0, 0, 1)), lengths)[:, :0], lengths
         return self.recurrent(x, lengths), lengths
 
 

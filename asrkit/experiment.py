@@ -18,6 +18,7 @@ from asrkit.bundle import save_bundle
 from asrkit.card import model_card, source_rates
 from asrkit.checkpoints import Checkpoints
 from asrkit.curves import draw_curves
+from asrkit.defects import defects_of, warn
 from asrkit.errors import RecipeError, StoppedError
 from asrkit.model import encoder_class, parameter_count
 from asrkit.preparation import Prepared, prepare
@@ -96,6 +97,7 @@ def train(
             report.write(folder.path / "data_report.jsonl")
         folder.claim(recipe, source=source, neutral=NEUTRAL)
         tell(_opening(recipe, prepared, folder.path))
+        warn(defects_of(recipe), recipe["name"])
         _fit_cmvn(prepared)
         brain = _brain(recipe, prepared, folder, progress, tell)
         try:
@@ -174,6 +176,7 @@ def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progre
         checkpoints,
         progress=progress,
         on_epoch=on_epoch,
+        on_finding=lambda finding: say(f"diagnosis: {finding}"),
     )
 
 

@@ -69,7 +69,8 @@ def _title(layer: nn.Module) -> str:
     if inner is not None:
         place = inner.placement.place
         title = f"{'bi' if inner.directions == 2 else ''}{inner.cell} x {len(inner.layers)}"
-        return title if place == "none" else f"{title}, norm: {place}"
+        stands = any("norm" in name for name, _ in inner.layers[0].named_modules())
+        return f"{title}, norm: {place}" if place != "none" and stands else title
     if isinstance(layer, FrameWise):
         return type(layer.module).__name__.lower()
     if hasattr(layer, "norm"):

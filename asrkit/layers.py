@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from asrkit.errors import RecipeError, nearest
 from asrkit.masking import zero_padding
+from asrkit.processes import several
 
 
 class Layer(nn.Module):
@@ -105,12 +106,18 @@ class Conv(Layer):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if is_empty(self.num_frames(x.shape[1])):  # shorter than the kernel: no frame, and torch refuses it
-            return x.new_zeros(x.shape[0], 0, self.output_size), self.num_frames(lengths)
-        x = zero_padding(x, lengths)
+            if not (self.training and several()):
+                return x.new_zeros(x.shape[0], 0, self.output_size), self.num_frames(lengths)
+            # In the norms around this layer other processes wait for this one's sums, backwards too: the way back
+            # stays open.
+            longer = nn.functional.pad(zero_padding(x, lengths), (0, 0, 0, self.kernel[0]))
+            return self._convolve(longer)[:, :0], self.num_frames(lengths)
+        return self._convolve(zero_padding(x, lengths)), self.num_frames(lengths)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         x = x.reshape(x.shape[0], x.shape[1], -1, self.input_channels)  # an unflatten would fix T in an ONNX export
         x = x.permute(0, 3, 1, 2)  # (B, C, T, F), channels last in memory
-        y = self.conv(x).permute(0, 2, 3, 1).flatten(2)
-        return y, self.num_frames(lengths)
+        return self.conv(x).permute(0, 2, 3, 1).flatten(2)  # type: ignore[no-any-return]
 
 
 class Context(Layer):
@@ -132,7 +139,7 @@ class Context(Layer):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if is_empty(x.shape[1]):
-            return x.new_zeros(x.shape[0], 0, self.output_size), lengths
+            return x.repeat(1, 1, self.left + 1 + self.right), lengths
         x = nn.functional.pad(zero_padding(x, lengths), (0, 0, self.left, self.right))
         window = self.left + 1 + self.right
         if torch.jit.is_tracing():  # ONNX does not know unfold for an unknown T; slices are slower

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from asrkit import registry
 from asrkit.augment import SpecAugment
 from asrkit.ctc import CTCHead
+from asrkit.defects import defects_of, features_section, install
 from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import AsrkitError, RecipeError
 from asrkit.features import CMVN, FeatureExtractor
@@ -60,7 +61,7 @@ class CTCModel(nn.Module):
 
 def build_features(recipe: dict[str, Any]) -> FeatureExtractor:
     """The feature extractor that the recipe's `features:` and `data.sample_rate` describe."""
-    section = recipe["features"]
+    section = features_section(recipe)
     options = dict(section.get("options") or {})
     return _construct("features", section["name"], sample_rate=recipe["data"]["sample_rate"], **options)
 
@@ -107,7 +108,9 @@ def build_model(recipe: dict[str, Any], num_labels: int) -> CTCModel:
         features = build_features(recipe)
         cmvn = _construct_cmvn(recipe["cmvn"], features.size)
         augment = _construct_augment(recipe.get("spec_augment"))
-        return CTCModel(features, AcousticModel(cmvn, augment, build_encoder(recipe, features.size), num_labels))
+        acoustic = AcousticModel(cmvn, augment, build_encoder(recipe, features.size), num_labels)
+    install(acoustic, defects_of(recipe), recipe["seed"])
+    return CTCModel(features, acoustic)
 
 
 def _construct(kind: str, name: str, **options: Any) -> Any:

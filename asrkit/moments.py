@@ -149,20 +149,21 @@ def _per_utterance(x: Tensor, lengths: list[int], together: bool) -> Moments:
     """Some rows at a time by the kernel of torch's batch norm; then the parts of an utterance, or of the whole batch
     (`together`), are pooled in float64: a float32 sum over many rows is not exact enough."""
     kind, size = compute_type(x), x.shape[2]
-    nothing = x.new_zeros(size, dtype=kind)
-    parts, owners, counts = [nothing, nothing], [0], [0.0]  # mean, variance, mean, variance, ...
+    start = x.new_zeros(size, dtype=kind)
+    parts, owners, counts = [start, start], [0], [0.0]  # mean, variance, mean, variance, ...
     for i, n in enumerate(lengths):
         for rows in x[i, :n].to(kind).contiguous().split(_ROWS) if n else ():
             parts += torch.batch_norm_update_stats(rows, None, None, 0.0)
             owners.append(0 if together else i)
             counts.append(float(rows.shape[0]))
-    share = torch.zeros(1 if together else len(lengths), len(owners), dtype=torch.float64)
-    share[owners, range(len(owners))] = torch.tensor(counts, dtype=torch.float64)
-    frames = share.sum(1, keepdim=True)
-    share /= frames.clamp(min=1)
+    owner, count = torch.tensor(owners), torch.tensor(counts, dtype=torch.float64).unsqueeze(1)
+    # Row by row and no product with a matrix of shares: there 0 times one utterance's NaN would be NaN for all.
+    nothing = torch.zeros(1 if together else len(lengths), size, dtype=torch.float64)
+    frames = nothing[:, :1].index_add(0, owner, count)
+    share = count / frames.clamp(min=1)[owner]
     mean, var = torch.stack(parts).view(-1, 2, size).double().unbind(1)
-    pooled = share @ mean
-    spread = share @ mean.sub_(pooled[owners]).square_().add_(var)
+    pooled = nothing.index_add(0, owner, share * mean)
+    spread = nothing.index_add(0, owner, mean.sub_(pooled[owner]).square_().add_(var).mul_(share))
     return Moments(*(m.to(kind).unsqueeze(1) for m in (pooled, spread, frames)))
 
 

@@ -18,6 +18,17 @@ REQUIRED = object()
 
 Path = tuple[str | int, ...]
 
+_RECURRENT = ("size", "layers", "dropout", "norm", "per_gate", "cell_norm", "gain")
+# What an option may add to a layer of the recipe; the first is what the short form gives, such as 512 in `bigru: 512`.
+# Known here, so that a misspelled one is refused before torch is loaded (a test compares them with the layers).
+LAYER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "conv": ("channels", "kernel", "stride", "padding"),
+    "context": ("left", "right", "stride"),
+    "linear": ("size", "bias"),
+    "dropout": ("p",),
+    **dict.fromkeys(("gru", "bigru", "lstm", "bilstm"), _RECURRENT),
+}
+
 
 def dotted(path: Sequence[str | int]) -> str:
     """The path as it is written on the command line: `layers.0.conv.kernel`."""
@@ -89,18 +100,25 @@ def set_value(
     """Replace what lies at `parts`.
 
     A mapping is merged into a mapping key by key, so that none is lost or invented; a section that the schema leaves
-    free is replaced whole.
+    free, and a whole layer, are replaced. A layer may be given options that the recipe does not write: the layer itself
+    knows its own, and refuses others.
     """
     parent, schema = root, known or {}
     for depth, part in enumerate(parts[:-1]):
-        parent = _child(parent, part, parts[:depth], given, schema)
+        above, parent = parent, _child(parent, part, parts[:depth], given, schema)
+        if _is_layer(parts[: depth + 1]) and isinstance(above.value, dict):
+            parent = above.value[part] = _with_options(part, parent)
         below = schema.get(part)
         schema = below if isinstance(below, Mapping) else {}
+        if _is_layer(parts[: depth + 1]):
+            schema = dict.fromkeys(LAYER_OPTIONS.get(part, ()))
     last = parts[-1]
-    if schema.get(last) is ANY and isinstance(parent.value, dict) and not parent.tag:
+    option = _is_layer(parts[:-1]) and last in schema
+    if (option or schema.get(last) is ANY) and isinstance(parent.value, dict) and not parent.tag:
         parent.value.setdefault(last, value)
     old = _child(parent, last, parts[:-1], given, schema)
-    whole = schema.get(last) is ANY  # --spec_augment=null, --features.options='{size: 40}': a free section is replaced
+    # --spec_augment=null, --features.options='{size: 40}', --layers.4='{bilstm: 128}': these are replaced.
+    whole = schema.get(last) is ANY or (parts[0] == "layers" and isinstance(parent.value, list))
     if old is not value and isinstance(old.value, dict) and not old.tag and not whole:
         if not isinstance(value.value, dict):
             raise RecipeError(
@@ -113,6 +131,18 @@ def set_value(
             set_value(root, [*parts, key], child, given, known)
         return
     parent.value[int(last) if isinstance(parent.value, list) else last] = value
+
+
+def _is_layer(parts: Sequence[str]) -> bool:
+    """Whether this is the path of a layer's options: `layers.4.bigru`, `layers.0.repeat.layers.2.bigru`."""
+    return len(parts) >= 3 and parts[0] == "layers" and parts[-2].isdigit() and parts[-3] == "layers"
+
+
+def _with_options(layer: str, node: Node) -> Node:
+    """`bigru: 512`, or `bigru: !ref <width>`, as `bigru: {size: ...}`: what a short form stands for."""
+    if isinstance(node.value, dict | list) and not node.tag:
+        return node
+    return Node({LAYER_OPTIONS[layer][0]: node}, "", node.where) if layer in LAYER_OPTIONS else node
 
 
 def _child(node: Node, part: str, before: Sequence[str], given: str, known: Mapping[str, Any]) -> Node:

@@ -36,6 +36,7 @@ class Position:
     selection: float | None = None  # what the last epoch is chosen by, smaller is better; None: dev was not looked at
     epochs_without_better: int = 0
     finished: bool = False
+    order: str = ""  # hash of all batches so far, see batching.chain_hash
     meter: dict[str, Any] = field(default_factory=dict)
     last_metrics: dict[str, Any] = field(default_factory=dict)
 

@@ -18,6 +18,7 @@ from asrkit.audio import LONGEST
 from asrkit.clips import Limits, waveform_of
 from asrkit.corpus import Corpus, Utterance, fetch, open_data, split_names
 from asrkit.ctc import required_frames
+from asrkit.defects import defects_of, features_section
 from asrkit.errors import DataError
 from asrkit.feature_cache import FeatureTable, WaveformTable, cached_features, cached_waveforms
 from asrkit.model import CTCModel, build_model
@@ -183,7 +184,8 @@ def _split(
     """found: what `_choose` has left out."""
     data = recipe["data"]
     table = _table(key, [utterance for utterance, _ in chosen], recipe, model, found, progress)
-    kept = _feasible({pair[0].id: pair for pair in chosen}, table, tokenizer, model, found, score=key == "test")
+    keep = key == "test" or "zero_infinity" in defects_of(recipe)  # whose users train on what cannot be aligned
+    kept = _feasible({pair[0].id: pair for pair in chosen}, table, tokenizer, model, found, keep)
     report.counts += found.counts
     report.lines += found.lines
     judge.check(found, float(data["max_bad"]))
@@ -214,7 +216,7 @@ def _table(
     folder = Path(data["cache"])
     if key == "train" and build_perturbation(recipe) is not None:
         return cached_waveforms(utterances, model.features, folder, found, limits=limits, label=key, progress=progress)
-    options = {"features": recipe["features"], "sample_rate": data["sample_rate"]}
+    options = {"features": features_section(recipe), "sample_rate": data["sample_rate"]}
     return cached_features(
         utterances, model.features, options, folder, found, limits=limits, label=key, progress=progress
     )
@@ -232,11 +234,11 @@ def _feasible(
     tokenizer: Any,
     model: CTCModel,
     report: DataReport,
-    score: bool,
+    keep: bool,
 ) -> list[tuple[int, Utterance, str, list[int]]]:
     """Rows whose encoder frames can carry their labels; the others are excluded with the numbers that say why.
 
-    Where only the score counts they stay, and are noted.
+    With `keep` they stay, and are noted.
     """
     kept = []
     for row, (identity, count) in enumerate(zip(table.ids, table.counts, strict=True)):
@@ -244,7 +246,7 @@ def _feasible(
         labels = tokenizer.encode(text)
         frames = count if isinstance(table, FeatureTable) else model.features.num_frames(count)
         available, needed = model.acoustic.encoder.num_frames(frames), required_frames(labels)
-        if available < needed and not score:
+        if available < needed and not keep:
             report.exclude(utterance, "too_short_for_ctc", frames=available, needed=needed, labels=len(labels))
         else:
             if available < needed:

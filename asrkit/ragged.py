@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asrkit.scan import ScanOrder, mirrored, scan_order
+from asrkit.scan_order import ScanOrder, mirrored, scan_order
 
 
 class Ragged:

@@ -6,9 +6,12 @@ utterance -> back. Nothing is packed; what an utterance gets does not depend on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from asrkit.errors import DataError, RecipeError, nearest
 from asrkit.placement import GATES, MakeNorm, Placement
@@ -60,6 +63,7 @@ class Recurrent(nn.Module):
         self.input_size, self.size, self.cell, self.dropout, self.backend = input_size, size, cell, dropout, backend
         self.directions = 2 if bidirectional else 1
         self.output_size = size * self.directions
+        self.fault: Callable[[Recurrent, Tensor, Tensor], Tensor] | None = None  # only ever set by asrkit.defects
         self.placement = Placement.of(cell, norm, per_gate, cell_norm)
         self.layers = nn.ModuleList(
             RecurrentLayer(
@@ -72,6 +76,10 @@ class Recurrent(nn.Module):
         """x (B, T, C), lengths (B,) int64 -> (B, T, D)."""
         if not torch.jit.is_tracing():  # a check would become a constant of the trace
             _check_input(x, lengths, self.input_size)
+        return self.run(x, lengths) if self.fault is None else self.fault(self, x, lengths)
+
+    def run(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """`forward` with arguments that are known to fit, and without faults."""
         batch = Ragged(x, lengths)
         x = batch.zero_padding(x)
         for i, layer in enumerate(self.layers):
@@ -95,13 +103,21 @@ class Recurrent(nn.Module):
                 reason="shape_mismatch",
             )
         for i, layer in enumerate(self.layers):
-            for d, suffix in enumerate(("", "_reverse")[:directions]):
-                for ours_name, name in (("weight", "weight"), ("bias", "bias")):
-                    getattr(layer, f"{ours_name}_input")[d].copy_(getattr(module, f"{name}_ih_l{i}{suffix}"))
-                    getattr(layer, f"{ours_name}_recurrent")[d].copy_(getattr(module, f"{name}_hh_l{i}{suffix}"))
+            for kind in ("weight", "bias"):
+                for ours_name, name in (("input", "ih"), ("recurrent", "hh")):
+                    sides = [getattr(module, f"{kind}_{name}_l{i}{suffix}") for suffix in ("", "_reverse")[:directions]]
+                    _set(layer, f"{kind}_{ours_name}", torch.stack(sides))
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.size}, {self.cell}, directions={self.directions}, norm={self.placement.place}"
+
+
+def _set(layer: nn.Module, name: str, value: Tensor) -> None:
+    """The numbers of a weight. One that a norm of weights computes is no tensor to fill: the norm takes them apart."""
+    if parametrize.is_parametrized(layer, name):
+        setattr(layer, name, value)
+    else:
+        getattr(layer, name).copy_(value)
 
 
 def _check_arguments(input_size: int, size: int, cell: str, layers: int, dropout: float, backend: str) -> None:

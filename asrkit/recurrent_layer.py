@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from asrkit.placement import GATES, GroupedNorm, MakeNorm, Placement, has
 from asrkit.processes import largest
 from asrkit.ragged import Ragged
 from asrkit.row_norm_scan import RowScale, gru_row_norm_scan
-from asrkit.scan import ScanOrder, gru_scan, lstm_scan
+from asrkit.scan import gru_scan, lstm_scan
+from asrkit.scan_order import ScanOrder
 from asrkit.steps import Norms, gru_steps, lstm_steps
 
 
@@ -37,6 +38,7 @@ class RecurrentLayer(nn.Module):
         self.size, self.cell, self.directions = size, cell, directions
         self.placement = placement or Placement()
         sums = GATES[cell] * size
+        self.memory: Any = None  # of states from batch to batch, a fault: only ever set by asrkit.defects
         self.weight_input = nn.Parameter(torch.empty(directions, sums, input_size))
         self.weight_recurrent = nn.Parameter(torch.empty(directions, sums, size))
         self.bias_input = nn.Parameter(torch.empty(directions, sums))
@@ -80,7 +82,7 @@ class RecurrentLayer(nn.Module):
             x = batch.zero_padding(self.input_norm(x, batch.mask))
         if self.in_recurrence:
             return self._normed_recurrence(x, batch, backend)
-        if backend == "fused" or (backend == "auto" and self._prefers_fused(x)):
+        if backend == "fused" or self.memory is not None or (backend == "auto" and self._prefers_fused(x)):
             return self._fused(x, batch)
         bias, candidate_bias = self._biases()
         if self.gate_norms is None:
@@ -142,11 +144,11 @@ class RecurrentLayer(nn.Module):
                 possible="none, input, gates",
                 reason="export",
             )
-        gates, natural = self._normed_gates(x, batch)
         compute = torch.promote_types(self.weight_recurrent.dtype, torch.float32)
+        scale = None if backend == "steps" or x.is_cuda else self._row_scale(compute)
+        gates, natural = self._normed_gates(x, batch)
         gates = gates.to(compute)
         with torch.autocast(gates.device.type, enabled=False):
-            scale = None if backend == "steps" or x.is_cuda else self._row_scale(compute)
             if scale is not None:
                 bias, candidate = self._biases()
                 bias, candidate = scale.with_shift(bias, candidate)
@@ -214,9 +216,14 @@ class RecurrentLayer(nn.Module):
         x = x.to(weight_input.dtype)
         start = x.new_zeros(1, x.shape[0], self.size)
         options = (True, 1, 0.0, self.training, False, True)  # biases, layers, dropout, train, two-sided, batch first
+        first = start if self.memory is None else self.memory.start(direction, start)
         if self.cell == "gru":
-            return torch._VF.gru(x, start, weights, *options)[0]  # type: ignore[no-any-return]
-        return torch._VF.lstm(x, (start, start), weights, *options)[0]  # type: ignore[no-any-return]
+            output, last = torch._VF.gru(x, first, weights, *options)
+        else:
+            output, last, _ = torch._VF.lstm(x, (first, start), weights, *options)
+        if self.memory is not None:
+            self.memory.keep(direction, last)
+        return output  # type: ignore[no-any-return]
 
 
 def _refuse_in_recurrence(place: str, *lists: nn.ModuleList | None) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from asrkit.scan import ScanOrder, chunks, from_scan, gru_factors, incoming, to_scan
+from asrkit.scan import chunks, gru_factors
+from asrkit.scan_order import ScanOrder, from_scan, incoming, to_scan
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class _GRURowNormScan(torch.autograd.Function):
             factors = grad_sums[:, chunk].transpose(0, 1).unflatten(-1, (3, size))
             to_candidate = gru_factors(sums[chunk], candidates[chunk], states[:, chunk].transpose(0, 1), factors)
             before = [spare, *grad_states[: chunk.stop - 1].unbind(0)][chunk.start :]
-            hat, scale = hats[chunk], scales[chunk].view(-1, order.directions, order.batch, 3, 1)
+            hat, scale = hats[chunk], scales[chunk].unflatten(1, (order.directions, order.batch)).unsqueeze(-1)
             update = sums[chunk, ..., size : 2 * size]
             now = grad_states[chunk]
             products = grad_products[:, chunk]

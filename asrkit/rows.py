@@ -35,8 +35,10 @@ def normalize_rows(x: Tensor, mask: Tensor, norm: RowNorm) -> Tensor:
     lengths = real_lengths(x, mask)
     if lengths is not None:
         return _Rows.apply(x, norm.weight, norm.bias, lengths, norm.centred, norm.eps)  # type: ignore[no-any-return,no-untyped-call]
-    padding = ~mask.unsqueeze(-1)
-    return row_norm(x.to(compute_type(x)).masked_fill(padding, 0.0), norm).masked_fill(padding, 0.0).to(x.dtype)
+    padding, kind = ~mask.unsqueeze(-1), compute_type(x)
+    gain, bias = (None if p is None else p.to(kind) for p in norm[2:])  # torch's own want them like x
+    y = row_norm(x.to(kind).masked_fill(padding, 0.0), norm._replace(weight=gain, bias=bias))
+    return y.masked_fill(padding, 0.0).to(x.dtype)
 
 
 def row_norm(x: Tensor, norm: RowNorm) -> Tensor:

@@ -15,70 +15,16 @@ LSTM, Gers et al. 2000 without peepholes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from asrkit.scan_order import ScanOrder, from_scan, incoming, to_scan
+
 # Steps whose factors are prepared together in the backward pass: as many as keep them in a core's cache.
 _CHUNK_NUMBERS = 1 << 17
-
-
-@dataclass(frozen=True)
-class ScanOrder:
-    """Where each row of a batch-major (B, T, D, .) tensor stands in a scan, and back; built once per forward.
-
-    `gates` (T*D*B,): rows of the caller's gates, in the scan's order. `gates_back` (B*T*D,): its inverse, rows of a
-    (D, T, B, .) tensor in the caller's order. `output` (B*T*D,): rows of states (D, T + 1, B, H) in the caller's order,
-    and for padding row 0, which is zero. `output_back` (T*D*B,): rows of the caller's output, in the scan's order.
-    `padding` (T, 1, B, 1): true past the end; None when no utterance is padded.
-    """
-
-    gates: Tensor
-    gates_back: Tensor
-    output: Tensor
-    output_back: Tensor
-    padding: Tensor | None
-    batch: int
-    frames: int
-    directions: int
-
-
-def mirrored(lengths: Tensor, frames: int) -> Tensor:
-    """(B, T) int64: for each frame the one that takes its place when only the real part is reversed; own inverse."""
-    t = torch.arange(frames, device=lengths.device)
-    return torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)
-
-
-def scan_order(lengths: Tensor, frames: int, directions: int, reverse: bool = True, ragged: bool = True) -> ScanOrder:
-    """The row orders for lengths (B,); `reverse=False` when the backward half of the gates has been reversed before."""
-    batch, device = lengths.shape[0], lengths.device
-    t = torch.arange(frames, device=device).expand(batch, frames)
-    b = torch.arange(batch, device=device)[:, None, None]
-    d = torch.arange(directions, device=device)
-    sides = [t, mirrored(lengths, frames)][:directions]
-    out_step = torch.stack(sides, 2)  # (B, T, D): the step of the scan that holds this frame
-    in_step = out_step if reverse else t[..., None].expand(batch, frames, directions)
-    output = (d * (frames + 1) + out_step + 1) * batch + b
-    padding = (t >= lengths[:, None]) if ragged else None
-    if padding is not None:
-        output = output.masked_fill(padding[..., None], 0)
-
-    def rows(step: Tensor) -> Tensor:
-        return ((b * frames + step) * directions + d).permute(1, 2, 0).reshape(-1)
-
-    return ScanOrder(
-        gates=rows(in_step),
-        gates_back=((d * frames + in_step) * batch + b).reshape(-1),
-        output=output.reshape(-1),
-        output_back=rows(out_step),
-        padding=None if padding is None else padding.t()[:, None, :, None],
-        batch=batch,
-        frames=frames,
-        directions=directions,
-    )
 
 
 def gru_scan(gates: Tensor, weight: Tensor, bias: Tensor, order: ScanOrder) -> Tensor:
@@ -102,23 +48,6 @@ def lstm_scan(gates: Tensor, weight: Tensor, order: ScanOrder) -> Tensor:
     return _lstm_forward(gates, weight, order)[0]
 
 
-def to_scan(rows: Tensor, index: Tensor, order: ScanOrder) -> Tensor:
-    """(B, T, D*N) -> a new contiguous (T, D, B, N)."""
-    flat = rows.reshape(order.batch * order.frames * order.directions, -1)
-    return flat.index_select(0, index).view(order.frames, order.directions, order.batch, -1)
-
-
-def from_scan(tensor: Tensor, index: Tensor, order: ScanOrder) -> Tensor:
-    """(D, T, B, N), or states (D, T + 1, B, N) -> (B, T, D*N)."""
-    return tensor.view(-1, tensor.shape[-1]).index_select(0, index).view(order.batch, order.frames, -1)
-
-
-def incoming(grad: Tensor, order: ScanOrder) -> Tensor:
-    """The gradient of the output (B, T, D*H) -> a new (T, D, B, H), zero past each end."""
-    grads = to_scan(grad, order.output_back, order)
-    return grads if order.padding is None else grads.masked_fill_(order.padding, 0)
-
-
 def _with_doubled(weight: Tensor, gate: int) -> Tensor:
     """Recurrent weights (D, G, H) -> (D, H, G) contiguous, one gate's columns doubled.
 
@@ -132,7 +61,7 @@ def _with_doubled(weight: Tensor, gate: int) -> Tensor:
 
 def chunks(frames: int, numbers_per_step: int) -> list[slice]:
     """Slices of the time axis, last first."""
-    length = max(1, _CHUNK_NUMBERS // numbers_per_step)
+    length = max(1, _CHUNK_NUMBERS // max(1, numbers_per_step))
     return [slice(max(0, end - length), end) for end in range(frames, 0, -length)]
 
 

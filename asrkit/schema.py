@@ -6,6 +6,18 @@ from typing import Any
 
 from asrkit.recipe import ANY
 
+# Faults that `defects:` can switch on, one by one, to show what they do (asrkit.defects; found in the notebooks behind
+# the question and in their ancestor).
+DEFECTS = {
+    "mel_axis_lengths": "CTC lengths from the feature axis: the same for every clip",
+    "zero_infinity": "targets that cannot be aligned count as loss 0",
+    "normal_biases": "all biases but those of norms drawn from N(0, 1)",
+    "batch_axis_recurrence": "recurrent layers after the first run from utterance to utterance",
+    "linear_power_mel": "mel energies without the logarithm",
+    "carried_state": "recurrent layers begin with the last state of the batch before",
+    "padding_first": "the backward direction begins in the padding",
+}
+
 SCHEMA: dict[str, Any] = {
     "name": None,  # names the run folder; the recipe's file name where it is missing
     "encoder": "none",  # any name that `asrkit plugins --kind encoders` prints
@@ -62,6 +74,7 @@ SCHEMA: dict[str, Any] = {
         "batch": "update",  # micro: with accumulation, batch statistics are those of the micro-batch, and you know it
     },
     "decoder": {"name": "greedy"},
+    "defects": [],  # names of DEFECTS
     "training": {
         "epochs": 30,
         "optimizer": "adamw",

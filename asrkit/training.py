@@ -9,7 +9,7 @@ bit by bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import speechbrain as sb
@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from asrkit.batching import Batch, BatchSampler, collate
+from asrkit.batching import Batch, BatchSampler, chain_hash, collate
 from asrkit.checkpoints import Checkpoints, optimizer_from_tensors, optimizer_to_tensors
-from asrkit.ctc import ctc_loss
+from asrkit.defects import FaultyLoss
+from asrkit.diagnostics.findings import Finding
+from asrkit.diagnostics.monitor import Monitor
 from asrkit.errors import NumericError, RecipeError, StoppedError
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
@@ -51,6 +53,7 @@ class CTCBrain(sb.Brain):
         *,
         progress: bool = False,
         on_epoch: Any = None,
+        on_finding: Callable[[Finding], None] | None = None,
     ) -> None:
         self.options = recipe["training"]
         device = self.options["device"]
@@ -79,6 +82,8 @@ class CTCBrain(sb.Brain):
         }
         if train.noise:
             self.data["noise"] = train.noise
+        self.loss = FaultyLoss(recipe, model.features.size)
+        self.monitor = Monitor(recipe, model, train, on_finding)
 
     # The way in and out.
 
@@ -108,6 +113,7 @@ class CTCBrain(sb.Brain):
         self.log.truncate_after(self.position.update)
         if not self.position.finished:
             self.log.drop(self._will_be_written_again)
+        self.monitor.resume([line for line in MetricsLog.read(self.log.path) if line["type"] == "epoch"])
 
     def _will_be_written_again(self, record: dict[str, Any]) -> bool:
         """Records of this very step that belong to batches after the checkpoint."""
@@ -174,6 +180,7 @@ class CTCBrain(sb.Brain):
                 torch.manual_seed(step_seed(self.seed, epoch, index))
                 self.fit_batch(batch.to(self.device))
                 position.batch += 1
+                position.order = chain_hash(position.order, batch.ids)
                 bar.update()
                 bar.set_postfix(loss=f"{self.meter.nll / max(self.meter.labels, 1):.3f}", refresh=False)
                 if self.should_step and self.stop.received is not None:
@@ -193,6 +200,8 @@ class CTCBrain(sb.Brain):
             return self._refuse(batch, "features")
         with self.training_ctx:
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
+        if (record := self.monitor.first_batch(batch, log_probs, lengths, self.position.update)) is not None:
+            self.log.append(record)
         nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
         if not torch.isfinite(nll).all():
             return self._refuse(batch, "loss")
@@ -220,7 +229,7 @@ class CTCBrain(sb.Brain):
     def compute_objectives(self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: Stage) -> Tensor:
         """Negative log-likelihood (B,) in nats."""
         log_probs, lengths = predictions
-        return ctc_loss(log_probs, lengths, batch.targets.to(log_probs.device), batch.target_lengths, batch.ids)
+        return self.loss(log_probs, lengths, batch.targets.to(log_probs.device), batch.target_lengths, batch.ids)
 
     def _update(self, batch: Batch) -> bool:
         """One optimizer step with one clip over all groups; False if the gradient is not finite."""
@@ -291,11 +300,13 @@ class CTCBrain(sb.Brain):
         if valid_set is not None and look:
             figures["dev"] = self.measure(valid_set, self.dev_split)
         figures |= {
+            "order": position.order,
             "norms": self._norm_figures(),
             "seconds": self.seconds,
             "frames_per_second": self.frames_per_second,
             "memory_mb": peak_memory(self.device),
         }
+        figures["diagnosis"] = self.monitor.epoch(figures)
         self.log.append(figures)
         better = position.judge(self._selection(figures))
         position.last_metrics = figures

@@ -15,6 +15,7 @@ from typing import Any
 
 from asrkit import registry
 from asrkit.errors import RecipeError, nearest
+from asrkit.schema import DEFECTS
 
 _MISSING = object()
 
@@ -97,6 +98,11 @@ def _is_decibels(value: Any) -> bool:
 
 def _is_device(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value) is not None
+
+
+def _is_defects(value: Any) -> bool:
+    known = isinstance(value, list) and all(isinstance(name, str) and name in DEFECTS for name in value)
+    return known and len(set(value)) == len(value)
 
 
 def whole(low: int, high: int | None = None, nullable: bool = False) -> Rule:
@@ -198,6 +204,7 @@ RULES: dict[str, Rule] = {
     "norm.renorm_warmup": whole(0),
     "norm.batch": one_of("update", "micro"),
     "decoder.name": plugin("decoders"),
+    "defects": Rule(f"a list of {', '.join(DEFECTS)}", _is_defects),
     "training.epochs": whole(1),
     "training.optimizer": one_of("adam", "adamw", "sgd"),
     "training.lr": number(0, above=True),

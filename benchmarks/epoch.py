@@ -12,16 +12,25 @@ clip gets the same log-probabilities on both sides before training is checked. O
 and sentence normalization in compute_forward, its packed GRU and its ctc_loss. Each run is a process of its own, the
 sides take turns, and every figure but those of preparation is the median of `--repeats` runs (smallest to largest). An
 epoch is the time from on_stage_start to on_stage_end of training, without imports, dev and checkpoints, averaged over
-the epochs of a run. Printed for every model:
+the epochs of a run. Losses are nats per label, the CER is that of the greedy output after the last epoch, counted by
+one scorer, the ratio is SpeechBrain / asrkit. A few updates leave both sides at blanks alone, CER near 100 %: for a CER
+that says something, give `--batch-frames 4000 --epochs 30 --repeats 1`.
 
-    model2, width 128, none: 1,592,801 parameters, 421 clips of 32.3 min in 16 batches, 48 updates, 2 threads
-    |                  | asrkit | SpeechBrain | ratio |
+Where other work runs on the machine, OpenMP's threads spin against it, and either side may take ten times as long:
+set OMP_WAIT_POLICY=passive (both sides inherit it), or give `--threads 1` and read the CPU time. Printed per model:
+
+    model2, width 128, none: 1,666,794 parameters, 88 clips of 7.5 min in 4 batches, 4 updates, 2 threads
+    | | asrkit | SpeechBrain | ratio |
     |---|---|---|---|
-    | epoch [s]        | median (least to most) | ... | SpeechBrain / asrkit |
-    | epoch, CPU [s]   | without what other work on the machine takes |
-    | peak memory [MiB], and above that at the start of training |
-    | train loss [nats per label], dev loss, dev CER after the last epoch |
-    | preparation [s], whole training with it [s] |
+    | epoch [s] | median (smallest to largest) | median (smallest to largest) | 2.50 |
+    | epoch, CPU [s] | ...
+    | peak memory [MiB] | ...
+    | of it above the start [MiB] | ... (above the peak when the first epoch begins)
+    | train loss, last epoch | ...
+    | dev loss | ...
+    | dev CER [%] | ...
+    | preparation, once [s] | wall (CPU) | - | - |
+    | whole training with it [s] | preparation + epochs | epochs | ...
 """
 
 from __future__ import annotations

@@ -412,7 +412,98 @@ class FreezesTheLength(Frames):
         return super().encode(x, lengths) * frame_mask(torch.tensor(lengths.tolist()), int(x.shape[1]))[..., None]
 
 
+# What happens in large batches only: of more than 16 utterances, or more than 100 frames.
+
+
+class SeesManyMates(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = super().forward(x, mask)
+            return y + 1e-6 * y.sum() if len(x) > 16 and not self.training else y
+
+    norm_class, caught_by = Norm, "batch_mates"
+    also: ClassVar[dict[str, str]] = {"nan": "a mate's NaN comes along"}
+
+
+class SpreadsNaNAmongMany(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = super().forward(x, mask)
+            return y + 1e-12 * y.sum() if len(x) > 16 and not self.training else y
+
+    norm_class, caught_by = Norm, "nan"
+
+
+class PoisonedAmongMany(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            self.guarded = len(x) <= 16
+            return super().forward(x, mask)
+
+    norm_class, caught_by = Norm, "nan"
+
+
+class ForgetsTheMaskWhenLong(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            self.masked = x.shape[1] <= 100
+            return super().forward(x, mask)
+
+    norm_class, caught_by = Norm, "padding_train"
+    also: ClassVar[dict[str, str]] = {"scope": "it declares 'sequence', and padding is not of it"}
+
+
+class CountsPaddingAmongMany(Normed):
+    """The statistics of a batch of more than 16 count its padding."""
+
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            self.masked = len(x) <= 16
+            return super().forward(x, mask)
+
+    norm_class, caught_by = Norm, "padding_train"
+
+
+class ReadsPaddingWhenLong(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = super().forward(x, mask)
+            if x.shape[1] <= 100 or self.training:
+                return y
+            return y + 0.01 * x.masked_fill(mask.unsqueeze(-1), 0.0).sum(1, keepdim=True)
+
+    norm_class, caught_by = Norm, "padding_eval"
+
+
+class GradientToPaddingAmongMany(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = super().forward(x, mask)
+            rest = x.masked_fill(mask.unsqueeze(-1), 0.0).sum(1, keepdim=True)
+            return y + 0.01 * (rest - rest.detach()) if len(x) > 16 and self.training else y
+
+    norm_class, caught_by = Norm, "padding_output"
+
+
 # What a norm declares.
+
+
+class OtherStep(Normed):
+    """Inside a recurrence it is another norm."""
+
+    class Norm(RMSNorm):
+        def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+            return 1.01 * self(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)
+
+    norm_class, batch_statistics, caught_by = Norm, False, "scope"
+
+
+class OtherStepAmongMany(Normed):
+    class Norm(RMSNorm):
+        def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+            return (1.01 if len(x) > 16 else 1.0) * self(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)
+
+    norm_class, batch_statistics, caught_by = Norm, False, "scope"
 
 
 class WrongScope(Normed):

@@ -94,7 +94,9 @@ class TestVerbs:
         assert answer.stdout.splitlines()[-1] == "False", answer.stdout + answer.stderr
 
     def test_help_names_the_verbs_in_order(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert list(VERBS) == ["train", "evaluate", "transcribe", "show", "data", "plugins", "doctor"]
+        assert list(VERBS) == [
+            "train", "evaluate", "transcribe", "diagnose", "show", "study", "data", "plugins", "doctor",
+        ]  # fmt: skip
         assert main(["--help"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         listed = [words[0] for words in lines if words and words[0] in VERBS]

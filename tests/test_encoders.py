@@ -262,3 +262,20 @@ def test_the_options_offered_are_those_that_a_recipe_can_give() -> None:
             "size: int, layers: int = 1, dropout: float = 0.0, norm: str = none, per_gate: bool = False, "
             "cell_norm: str | None = None, gain: float | None = None"
         )
+
+
+def test_weight_norm_reaches_the_layer_after_every_norm() -> None:
+    """Past activations and context, into repeats and residuals; one layer per norm, and the outputs stay."""
+    layers = [
+        "norm", "relu", {"context": {"left": 1}}, {"linear": 6},
+        "norm", {"repeat": {"times": 2, "layers": [{"bigru": 3}, "norm", {"dropout": 0.1}]}},
+        {"residual": [{"linear": 6}]}, {"linear": 5},
+    ]  # fmt: skip
+    torch.manual_seed(5)
+    ours = registry.load("encoders", "weight_norm")(SIZE, layers).eval()
+    torch.manual_seed(5)
+    plain = registry.load("encoders", "none")(SIZE, layers).eval()
+    wrapped = [name for name, module in ours.named_modules() if name.endswith("parametrizations")]
+    assert len(wrapped) == 4  # linear, two bigru, the linear in the residual; not the last one
+    x, lengths = torch.randn(2, 9, SIZE), torch.tensor([9, 4])
+    torch.testing.assert_close(ours(x, lengths)[0], plain(x, lengths)[0])

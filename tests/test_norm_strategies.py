@@ -267,6 +267,15 @@ def test_weight_norm_starts_from_the_weights_of_none() -> None:
     torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-5)
 
 
+def test_normalized_weights_take_those_of_a_torch_module() -> None:
+    """What a weight norm computes is no tensor to copy into."""
+    encoder = encoder_class("weight_norm")(8, [{"bigru": {"size": 3, "norm": "recurrent"}}], NormOptions())
+    ours, theirs = encoder.stack.layers[0].recurrent, nn.GRU(8, 3, bidirectional=True, batch_first=True)
+    ours.load_from_torch(theirs)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(ours(x, torch.tensor([5, 5])), theirs(x)[0])
+
+
 def test_groups_must_divide_the_features() -> None:
     with pytest.raises(RecipeError, match="does not divide the 6 features") as caught:
         make("group_norm", 6, groups=4)
@@ -282,3 +291,21 @@ def test_one_group_and_groups_of_one() -> None:
     y = make("group_norm", 6, groups=1)(x, frame_mask(torch.tensor([9, 6, 6, 2]), 9))
     torch.testing.assert_close(y[1, :6].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(y[1, :6].var(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
+
+
+def test_group_norm_with_groups_of_one_is_refused_inside_a_recurrence() -> None:
+    Recurrent(3, 8, norm="recurrent", make_norm=lambda size: make("group_norm", size, groups=4))
+    with pytest.raises(RecipeError, match="groups of one feature") as caught:
+        Recurrent(3, 8, norm="recurrent", per_gate=True, make_norm=lambda size: make("group_norm", size, groups=8))
+    assert caught.value.reason == "placement"
+
+
+def test_frame_batch_norm_step_at_test_time_equals_forward_for_any_length() -> None:
+    """Beyond what is stored, and after more training: nothing old is kept."""
+    norm = make("frame_batch_norm", 4, max_steps=6, min_count=3)
+    for _ in range(2):
+        norm.train()(torch.randn(5, 9, 4) + 1, torch.ones(5, 9, dtype=torch.bool))
+        x, mask = torch.randn(3, 12, 4), torch.ones(3, 12, dtype=torch.bool)
+        norm.eval()
+        stepped = torch.stack([norm.step(x[:, t], t, mask[:, t]) for t in range(12)], 1)
+        torch.testing.assert_close(stepped, norm(x, mask))

@@ -150,6 +150,19 @@ def test_padding_changes_no_real_frame(name: str, training: bool) -> None:
 
 @both_ways
 @pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_at_test_time_a_broken_utterance_spoils_no_other(name: str, wrong: float) -> None:
+    norm = make(name, 6)
+    norm(*ragged([9, 8, 7, 6]))
+    x, mask = ragged(LENGTHS)
+    expected = norm.eval()(x, mask)
+    x[1, 2, 3] = wrong
+    others = [0, 2, 3]
+    torch.testing.assert_close(norm(x, mask)[others], expected[others])
+
+
+@both_ways
+@pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("training", [True, False])
 def test_what_padding_holds_leaves_no_trace_in_gradients(name: str, training: bool) -> None:
     """Not finite in the input, and not finite in the gradient that comes in there."""
@@ -341,6 +354,21 @@ def test_half_precision_computes_in_single(name: str, training: bool) -> None:
     assert exact.grad is not None
     torch.testing.assert_close(rough.grad, exact.grad.bfloat16(), atol=1e-3, rtol=0.01)
     torch.testing.assert_close(gains, [p.grad for p in norm.parameters()])
+
+
+@both_ways
+@pytest.mark.parametrize("name", NORMS)
+def test_parameters_of_half_precision(name: str) -> None:
+    """A 16-bit model works, on 16-bit frames and on the float32 ones that a recurrence hands to its norms."""
+    x, mask = ragged(LENGTHS)
+    expected = make(name, 6)(x, mask)
+    for kind in (torch.bfloat16, torch.float32):
+        norm = make(name, 6).bfloat16()
+        y = norm(x.to(kind), mask)
+        assert y.dtype == kind
+        torch.testing.assert_close(y.float(), expected, atol=0.05, rtol=0.05)
+        y.sum().backward()
+        assert all(p.grad is not None and p.grad.dtype == p.dtype for p in norm.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,14 +11,21 @@ import torch
 from toy import make_corpus
 
 from asrkit.ctc import ctc_loss
+from asrkit.entries import TAKERS, options_of, signature
+from asrkit.errors import RecipeError
 from asrkit.experiment import train
+from asrkit.layers import ACTIVATIONS
 from asrkit.model import build_model, parameter_count
+from asrkit.overrides import LAYER_OPTIONS
 from asrkit.recipe import load_recipe
 from asrkit.registry import list_plugins
 from asrkit.schema import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "parts")
+FILES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "parts")
+STUDIES = [path for path in FILES if path.name.endswith("study.yaml")]  # of recipes; see tests/test_study.py
+AS_POSTED = [path for path in FILES if path.parent.name == "as_posted"]  # known defects; see tests/test_defects.py
+RECIPES = [path for path in FILES if path not in STUDIES + AS_POSTED] + AS_POSTED
 QUESTION = ("model1", "model2", "model3", "model3_conv")
 ENCODERS = ("none", "layer_norm", "frame_batch_norm", "sequence_batch_norm")
 STRATEGIES = sorted(plugin.name for plugin in list_plugins("encoders") if plugin.package == "asrkit")
@@ -38,7 +45,11 @@ def test_the_recipes_are_counted() -> None:
         "model3_conv",
         "demo",
         "peer_speechbrain_ctc",
+        "model1",
+        "model2",
+        "model3",
     ]
+    assert [path.name for path in STUDIES] == ["study.yaml", "demo_study.yaml"]
     assert len(ARMS) == 16
     assert set(ENCODERS) < set(STRATEGIES)
 
@@ -171,3 +182,44 @@ def test_a_misspelled_override_at_any_depth_is_an_error(path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=f"did you mean '{right}'"):
             load_recipe(path, [(wrong, "1")], known=SCHEMA)
+
+
+def recurrent_paths(layers: Any, at: str = "layers") -> list[str]:
+    """The command-line paths of all recurrent layers of resolved `layers:`."""
+    found = []
+    for index, layer in enumerate(layers):
+        name, options = next(iter(layer.items())) if isinstance(layer, dict) else (layer, None)
+        here = f"{at}.{index}.{name}"
+        if name.removeprefix("bi") in ("gru", "lstm"):
+            found.append(here)
+        elif name in ("repeat", "residual"):
+            inner = options["layers"] if isinstance(options, dict) else options
+            found += recurrent_paths(inner, f"{here}.layers" if isinstance(options, dict) else here)
+    return found
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_placements_are_chosen_on_the_command_line(path: Path) -> None:
+    """With any recipe, however it writes its layers; the size still follows `width`."""
+    plain = recipe(path.stem, ("width", 16))
+    places = recurrent_paths(plain["layers"])
+    assert places
+    for place in places:
+        changed = recipe(path.stem, ("width", 16), (f"{place}.norm", "recurrent"), ("encoder", "layer_norm"))
+        model = build_model(changed, 29)
+        norms = [name for name, _ in model.named_parameters() if "recurrent_norms" in name]
+        assert norms
+        widths = {p.shape[-1] for name, p in model.named_parameters() if name.endswith("weight_recurrent")}
+        assert widths <= {8, 16}  # half of `width` in the peer's recipe
+    whole = recipe(path.stem, ("width", 16), (places[0], "{size: 8, norm: gates}"))
+    assert recurrent_paths(whole["layers"]) == places
+    with pytest.raises(RecipeError, match=r"'nrom' is not a key of .* 'norm'"):
+        recipe(path.stem, ("width", 16), (f"{places[0]}.nrom", "gates"))
+
+
+def test_the_options_of_layers_are_known_without_torch() -> None:
+    assert set(LAYER_OPTIONS) == ({*TAKERS, "bigru", "bilstm"} - set(ACTIVATIONS))
+    for name, options in LAYER_OPTIONS.items():
+        assert options_of(name, 3) == {options[0]: 3}
+        assert options_of(name, dict.fromkeys(options)) == dict.fromkeys(options)
+        assert len(signature(name).split(", ")) == len(options)

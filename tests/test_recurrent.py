@@ -373,3 +373,12 @@ def test_norms_in_the_recurrence_refuse_what_they_cannot_do() -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(RecipeError, match="exported"):
             torch.jit.trace(ours, (batch(), LENGTHS))
+
+
+@pytest.mark.parametrize("place", ["none", "gates", "recurrent", "joined"])
+def test_a_batch_without_utterances(cell: str, place: str) -> None:
+    ours = Recurrent(6, 5, cell, layers=2, norm=place, make_norm=MaskedLayerNorm)
+    x = torch.zeros(0, 4, 6, requires_grad=True)
+    y = ours(x, torch.zeros(0, dtype=torch.int64))
+    assert y.shape == (0, 4, 10)
+    y.sum().backward()

@@ -267,6 +267,11 @@ class TestCommand:
         assert "FAILED" in capsys.readouterr().out
         assert main([*words, "--norm.maskd=false"]) == 2
         assert "error[plugin_option]" in capsys.readouterr().err
+        assert main(["plugins", "check", "group_norm", "--norm.groups=3"]) == 2  # of 8 features: said once
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("norm.groups=3") == 1
+        assert err.startswith("error[")
         assert main([*words, "--training.lr=1"]) == 2
         assert "error[unknown_option]: unknown option --training.lr" in capsys.readouterr().err
 
@@ -297,7 +302,8 @@ class TestSpeechBrain:
             norm_class = Norm
 
         found = failed(check_encoder(SpeechBrainBatchNorm, stacks={"layers": STACKS["layers"]}))
-        assert set(found) == {"padding_train", "scope", "nan"}
+        assert set(found) == {"padding_train", "padding_output", "scope", "nan"}
+        assert "a gradient reaches the padding" in found["padding_output"]
         assert "7 more frames of it changes real frames by" in found["padding_train"]
         assert "after a NaN in training, the buffer" in found["nan"]
 

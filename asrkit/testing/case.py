@@ -66,6 +66,7 @@ class Case:
         self.measured: float | None = None
         self.allowed: float | None = None
         self.notes: list[str] = []  # what the result says besides the numbers
+        self.first = True  # of the stacks: where what does not depend on the stack is looked at
         self._kept: dict[str, Encoder] = {}
 
     # Encoders.

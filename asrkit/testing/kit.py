@@ -75,6 +75,28 @@ class Kit:
         self.fitting: set[str] = set()
         options = norm or norm_options()
         self.cases = [Case(self.cls, name, layers, options) for name, layers in (stacks or STACKS).items()]
+        for case in self.cases[1:]:
+            case.first = False
+
+    def refuse_options(self, given: Mapping[str, Any]) -> None:
+        """RecipeError, once for all checks, if the encoder cannot be built with the options it was `given`."""
+        if not given:
+            return
+        first = self.cases[0]
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                first.construct()
+            except RecipeError as error:
+                options = ", ".join(f"norm.{key}={value}" for key, value in given.items())
+                raise RecipeError(
+                    f"with {options} {self.cls.__name__} cannot be built: {error.what}",
+                    possible=error.possible,
+                    fix=error.fix,
+                    reason=error.reason,
+                ) from error
+            except Exception:  # the checks say what is wrong
+                return
 
     def run(self, name: str) -> Result:
         """One check in all stacks: the worst failure, else deviation, else the result nearest to its limit."""
@@ -147,7 +169,8 @@ def check_encoder(
 
     checks: only these of CHECKS. stacks: names and `layers:` to try it in, instead of the kit's own. norm: entries of
     the recipe's `norm:` section, such as masked=False.
-    Raises RecipeError for a name, an option or a check that does not exist, and for a class that is no encoder.
+    Raises RecipeError for a name, an option or a check that does not exist, for a class that is no encoder, and for
+    options with which the encoder cannot be built.
     """
     return list(iterate_checks(encoder, checks=checks, stacks=stacks, **norm))
 
@@ -165,6 +188,7 @@ def iterate_checks(
         if name not in CHECKS:
             raise RecipeError(f"unknown check {name!r}", possible=nearest(str(name), CHECKS), reason="unknown_check")
     kit = make_kit(encoder, stacks, **norm)
+    kit.refuse_options(norm)
     for name in names:
         yield kit.run(name)
 

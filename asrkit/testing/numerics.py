@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.encoders import Encoder, StackEncoder
+from asrkit.testing import large
 from asrkit.testing.case import LENGTHS, NAN, Case, buffers, gradients
 from asrkit.testing.result import NotApplicable
 from asrkit.testing.scope import MANY, scope_batch
@@ -112,6 +113,7 @@ def check_nan(case: Case) -> None:
         with torch.no_grad():
             case.finite(case.run(encoder, *case.batch()).real, "one batch after a NaN, the output")
             case.finite(case.evaluate(*case.batch(), encoder).real, "in eval, after a NaN in training, the output")
+    large.nan(case)
 
 
 def check_bfloat16(case: Case) -> None:

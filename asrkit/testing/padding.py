@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from asrkit.testing import large
 from asrkit.testing.case import LENGTHS, NAN, Case, Output, buffers, gradients
 
 VARIANTS = ((1e4, 0), (NAN, 0), (0.0, 7), (1e4, 7), (NAN, 7))
@@ -16,6 +17,7 @@ def check_padding_eval(case: Case) -> None:
         out = case.evaluate(*case.batch(fill=fill, extra=extra))
         _same_lengths(case, out, expected)
         case.close(out.real, expected.real, 1e-5, f"{_padding(fill, extra)} changes real frames by")
+    large.padding_eval(case)
 
 
 def check_padding_train(case: Case) -> None:
@@ -32,6 +34,7 @@ def check_padding_train(case: Case) -> None:
         for name, buffer in kept.items():
             if buffer.is_floating_point():
                 case.close(other_kept[name], buffer, 1e-5, f"{what} changes the buffer {name} by")
+    large.padding_train(case)
 
 
 def check_padding_output(case: Case) -> None:
@@ -51,6 +54,7 @@ def check_padding_output(case: Case) -> None:
             if x.grad is not None:
                 for row, n in enumerate(lengths.tolist()):
                     case.require(not bool(x.grad[row, n:].any()), f"{mode}, a gradient reaches the padding")
+    large.padding_output(case)
 
 
 def check_batch_mates(case: Case) -> None:
@@ -69,6 +73,7 @@ def check_batch_mates(case: Case) -> None:
     x, lengths = torch.cat([others, 100 * others, x]), torch.cat([other_lengths, other_lengths, lengths])
     out = case.evaluate(x, lengths)
     case.close(out.rows(range(8, 12)), expected.real, 1e-5, "beside eight other utterances, real frames change by")
+    large.batch_mates(case)
 
 
 def _step(case: Case, fill: float, extra: int) -> tuple[Output, dict[str, torch.Tensor], dict[str, torch.Tensor]]:

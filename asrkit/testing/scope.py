@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asrkit.encoders import StackEncoder
 from asrkit.testing.case import Case
@@ -53,6 +53,27 @@ def check_scope(case: Case) -> None:
     what = f"declared {scope!r}{found}: from (x - mean) / sqrt(var + eps) over that scope the output is off by"
     for off in fits:
         case.measure(off[scope], TOL, what)
+    if scope in ("frame", "frame_rms", "group"):
+        for batch in (scope_batch(), scope_batch(MANY, range(1, 25))):
+            _check_step(case, encoder, *(torch.from_numpy(array) for array in batch))
+
+
+@torch.no_grad()
+def _check_step(case: Case, encoder: StackEncoder, x: Tensor, mask: Tensor) -> None:
+    """`step`, where the norm has one, is `forward` of the single frame: x (B, T, C), mask (B, T)."""
+    for training in (True, False):
+        norms: list[Any] = [encoder.make_norm(x.shape[2]).double().train(training) for _ in range(2)]
+        if not hasattr(norms[0], "step"):
+            return
+        for norm in norms:
+            for parameter in norm.parameters():
+                if parameter.shape == x.shape[2:]:
+                    parameter.copy_(torch.linspace(0.5, 2.0, x.shape[2]))
+        for t in range(x.shape[1]):
+            here, real = mask[:, t : t + 1], x[:, t : t + 1]
+            whole, single = norms[0](real, here)[:, 0], norms[1].step(x[:, t], t, mask[:, t])
+            what = "of one frame, the norm's forward and its step (inside a recurrence) differ by"
+            case.close(single[mask[:, t]], whole[mask[:, t]], 1e-8, what)
 
 
 TOL = 1e-4

@@ -42,6 +42,7 @@ class FrameBatchNorm(nn.Module):
         self.running = RunningMoments(size, options.momentum, steps=options.max_steps)
         self.affine = Affine(size, options.affine, options.gain)
         self._served: list[Tensor | float] = [0.0, 0.0]  # frames on the fallback, all frames
+        self._at_test: tuple[Moments, Tensor] | None = None  # of all stored steps, while a recurrence runs over them
 
     @property
     def fallback_share(self) -> float:
@@ -67,6 +68,7 @@ class FrameBatchNorm(nn.Module):
         x, mask, last = x.unsqueeze(1), mask.unsqueeze(1), self.options.max_steps - 1
         own = None
         if self.training:
+            self._at_test = None
             batch = masked_moments(x, mask, "batch", masked=self.options.masked, joint=True)
             if t == 0:
                 self._refuse_batch_of_one(x, batch)
@@ -76,7 +78,10 @@ class FrameBatchNorm(nn.Module):
                 moments, own = or_stored(batch, self.statistics(1, first=t)[0])
             fallback = own == 0
         else:
-            moments, fallback = self.statistics(1, first=t)
+            if t == 0 or self._at_test is None:
+                self._at_test = self.statistics(last + 1)
+            now = slice(min(t, last), min(t, last) + 1)
+            moments, fallback = Moments(*(m[:, now] for m in self._at_test[0])), self._at_test[1][:, now]
         self._count(mask, fallback, first=t == 0)
         return standardize(x, mask, moments, self.how._replace(over="batch"), self.affine(), own).squeeze(1)
 

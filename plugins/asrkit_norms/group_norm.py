@@ -36,6 +36,8 @@ class GroupNorm(nn.Module):
                 fix=f"set norm.groups, for example to {max(n for n in divisors if n <= options.groups)}",
                 reason="groups",
             )
+        if size == options.groups:
+            self.refuses_recurrence = "group_norm: groups of one feature have no variance"
         self.options = options
         self.affine = Affine(size, options.affine, options.gain)
 

@@ -1,0 +1,115 @@
+"""The input-blind floor: the CTC loss of the best model that hears nothing, and on which side of it a run is.
+
+Such a model gives the same probabilities p (V,) at every frame. Whoever reads anything from the audio gets below its
+loss; whoever is far above it has not even learned how often each label occurs. All-blank output tells neither: healthy
+models pass through it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Below 0.98 of the floor something is heard (reliability row C08; a healthy BiGRU is at 0.64 of it by update 200, where
+# a collapsed one stays between 1.00 and 1.01). Above 1.05 the label frequencies are not learned (there: 1.46 with a
+# learning rate ten times too small); the band between allows for an epoch's mean and for the sampled clips.
+BELOW, ABOVE = 0.98, 1.05
+# Clips that p is fitted on, and clips that the loss is taken of: p is a maximum, so small errors of it do not show.
+FITTED, MEASURED = 24, 128
+STEPS = 3  # of expectation maximization: the start is close, and more change the loss by less than 1e-6
+MAX_CELLS = 4_000_000  # frames times label states of a batch of the loss: bounds memory and time for long clips
+
+
+class Floor(NamedTuple):
+    """loss: nats per label. probabilities: p (V,) float64, the blank's included."""
+
+    loss: float
+    probabilities: Tensor
+
+
+def input_blind_floor(
+    labels: Sequence[Sequence[int]], frames: Sequence[int], num_labels: int, blank: int = 0
+) -> Floor | None:
+    """labels: ids of each utterance; frames: output frames of each (N,); num_labels: V. None without a feasible one.
+
+    Utterances that CTC cannot align count as they do in a mean under zero_infinity: labels, but no loss. Of more than
+    128 utterances as many are taken, evenly from those sorted by frames per label.
+    """
+    rows = [i for i in range(len(labels)) if len(labels[i])]
+    rows.sort(key=lambda i: frames[i] / len(labels[i]))
+    chosen = _evenly(rows, MEASURED)
+    total = sum(len(labels[i]) for i in chosen)
+    possible = [i for i in chosen if _needed(labels[i]) <= frames[i]]
+    if not possible:
+        return None
+    p = _start([labels[i] for i in possible], [frames[i] for i in possible], num_labels, blank)
+    fitted = _evenly(possible, FITTED)
+    for _ in range(STEPS):
+        p = _step(p, [labels[i] for i in fitted], [frames[i] for i in fitted], blank)
+    nll = sum(
+        float(_losses(p.log(), [labels[i] for i in part], [frames[i] for i in part], blank).sum())
+        for part in _parts(possible, labels, frames)
+    )
+    return Floor(nll / total, p)
+
+
+def phase(loss: float, floor: float) -> str:
+    """`above_floor`, `on_floor` or `below_floor`; both in nats per label."""
+    if loss < BELOW * floor:
+        return "below_floor"
+    return "on_floor" if loss <= ABOVE * floor else "above_floor"
+
+
+def _evenly(rows: list[int], count: int) -> list[int]:
+    if len(rows) <= count:
+        return rows
+    return [rows[i * (len(rows) - 1) // (count - 1)] for i in range(count)]
+
+
+def _needed(labels: Sequence[int]) -> int:
+    return len(labels) + sum(a == b for a, b in pairwise(labels))
+
+
+def _parts(rows: list[int], labels: Sequence[Sequence[int]], frames: Sequence[int]) -> list[list[int]]:
+    """Batches of bounded size, similar lengths together."""
+    parts: list[list[int]] = []
+    for i in sorted(rows, key=lambda i: frames[i]):
+        longest = max([len(labels[j]) for j in parts[-1]] + [len(labels[i])]) if parts else 0
+        if not parts or (len(parts[-1]) + 1) * frames[i] * (2 * longest + 1) > MAX_CELLS:
+            parts.append([])
+        parts[-1].append(i)
+    return parts
+
+
+def _start(labels: list[Sequence[int]], frames: list[int], num_labels: int, blank: int) -> Tensor:
+    """Each label once per occurrence, the rest blank; nothing impossible."""
+    counts = torch.full((num_labels,), 0.01, dtype=torch.float64)
+    for ids in labels:
+        counts += torch.bincount(torch.as_tensor(ids), minlength=num_labels)
+    counts[blank] += max(sum(frames) - counts.sum().item(), 1.0)
+    return counts / counts.sum()
+
+
+def _step(p: Tensor, labels: list[Sequence[int]], frames: list[int], blank: int) -> Tensor:
+    """Expectation maximization: the expected share of each label among all frames.
+
+    The gradient of the loss by the logits of a frame is p minus the label's posterior there (Graves et al. 2006,
+    equation 16), so the posteriors add up to T p minus the gradient.
+    """
+    logits = p.log().requires_grad_()
+    (gradient,) = torch.autograd.grad(_losses(logits.log_softmax(0), labels, frames, blank).sum(), logits)
+    expected = (sum(frames) * p - gradient).clamp(min=1e-9)
+    return (expected / expected.sum()).detach()
+
+
+def _losses(log_p: Tensor, labels: list[Sequence[int]], frames: list[int], blank: int) -> Tensor:
+    """CTC losses (N,) with log_p (V,) at every frame."""
+    targets = torch.tensor([label for ids in labels for label in ids])
+    sizes = torch.tensor([len(ids) for ids in labels])
+    log_probs = log_p.expand(max(frames), len(frames), -1)
+    return F.ctc_loss(log_probs, targets, torch.tensor(frames), sizes, blank=blank, reduction="none")

@@ -1,0 +1,63 @@
+"""Norms with statistics of the batch: is the batch large enough, and is evaluation what training was?"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from asrkit.diagnostics.findings import Finding, finding
+from asrkit.diagnostics.probes import Probe, evaluation, is_norm, outputs_of, short, untouched
+
+# Mean output of a norm, per feature, in its own standard deviations: a batch of speakers differs from the average by
+# 0.1 to 0.2, padding in the statistics moves it by 0.4 (N01), statistics never learned by 1.
+MISMATCH_ERROR, MISMATCH = 1.0, 0.5
+SMALL_BATCH = 4  # utterances; N02
+
+
+def check_norms(probe: Probe, model: nn.Module, trained: bool) -> list[Finding]:
+    """Torch's batch norms with a small batch; with `trained`, each norm with buffers in training and in evaluation."""
+    found = []
+    torchs = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    batch = len(probe.features)
+    if batch < SMALL_BATCH and torchs:
+        words = f"{len(torchs)} batch norms, {batch} utterances in the batch"
+        found.append(finding("batch_too_small_for_bn", "warning", words))
+    norms = {n: m for n, m in model.named_modules() if is_norm(m) and any(True for _ in m.buffers())}
+    if not trained or not norms:
+        return found
+    with outputs_of(norms) as kept:
+        probe()
+        evaluated = dict(kept)
+        with untouched(model):
+            evaluation(model, norms_training=True)
+            probe()
+        for name, output in evaluated.items():
+            found += _judge_mismatch(probe, name, output, kept[name])
+    return found
+
+
+def _judge_mismatch(probe: Probe, name: str, evaluated: Tensor, training: Tensor) -> list[Finding]:
+    """Mean and spread of the output per feature, in both modes: over real frames where it is (B, T, C)."""
+    if evaluated.shape != training.shape:
+        return []
+    if probe.model is not None and isinstance(probe.model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
+        one, two = (y.transpose(1, -1).flatten(0, -2).double() for y in (evaluated, training))
+    elif evaluated.dim() == 3 and evaluated.shape[0] == len(probe.features):
+        real = probe.real(evaluated.shape[1])
+        one, two = evaluated[real].double(), training[real].double()
+    else:
+        return []
+    if len(one) < 2:
+        return []
+    scale = two.std(0).clamp(min=1e-6)
+    shift = float(((one.mean(0) - two.mean(0)) / scale).square().mean().sqrt())
+    ratio = float((one.std(0) / scale).clamp(min=1e-6).log().abs().mean())
+    if max(shift, ratio) < MISMATCH:
+        return []
+    words = (
+        f"in evaluation its output is off by {shift:.2f} standard deviations, and its spread by a factor of "
+        f"{math.exp(ratio):.2f}"
+    )
+    severity = "error" if max(shift, ratio) > MISMATCH_ERROR else "warning"
+    return [finding("train_eval_mismatch", severity, words, short(name))]

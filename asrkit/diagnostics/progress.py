@@ -1,0 +1,69 @@
+"""Where a run stands, from the figures of its epochs alone: collapse, plateau, learning rate, refused batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from asrkit.diagnostics.findings import Finding, finding
+from asrkit.diagnostics.floor import phase
+
+EMPTY = 0.99  # share of outputs without a label (reliability C08)
+# Healthy models give blanks only until update 100 to 150 (C08); nobody is called collapsed before twice that.
+PATIENCE = 300
+# A loss above the floor after so many updates: the label frequencies alone take Adam some 100 (C08: 4.36 of 2.98 at
+# update 150 with a rate ten times too small).
+LEARNED_FREQUENCIES = 150
+# Of the best epoch before: dropout and order move an epoch's loss by 1 to 2 %.
+GROWN = 1.2
+SMALL_BATCH = 4  # utterances per update (N02)
+
+
+def judge_epochs(
+    epochs: Sequence[dict[str, Any]], floor: float | None, batch_statistics: bool = False
+) -> list[Finding]:
+    """What the records of type epoch say at the last of them. floor: nats per label, None where it is not known.
+
+    `batch_statistics`: whether the encoder's norms take them.
+    """
+    if not epochs:
+        return []
+    found = _refused(epochs)
+    last = epochs[-1]
+    train, updates = last["train"], last["step"]
+    per_update = train["utterances"] / max(train.get("updates", 0), 1)
+    if batch_statistics and per_update < SMALL_BATCH and train.get("updates"):
+        words = f"{per_update:.1f} utterances per update"
+        found.append(finding("batch_too_small_for_bn", "warning", words))
+    if floor:
+        found += _against_floor(epochs, floor, updates)
+    return found
+
+
+def _refused(epochs: Sequence[dict[str, Any]]) -> list[Finding]:
+    refused = sum(e["train"].get("refused_batches", 0) for e in epochs)
+    if not refused:
+        return []
+    batches = refused + sum(e["train"].get("updates", 0) for e in epochs)
+    return [finding("nan", "error", f"{refused} of about {batches} batches were refused because they were not finite")]
+
+
+def _against_floor(epochs: Sequence[dict[str, Any]], floor: float, updates: int) -> list[Finding]:
+    losses = [e["train"]["loss"] for e in epochs]
+    loss, empty = losses[-1], min(e["empty"] for e in (epochs[-1]["train"], epochs[-1].get("dev", {"empty": 1.0})))
+    where = (
+        f"train loss {loss:.3f} per label, input-blind floor {floor:.3f}, {empty:.1%} empty outputs, update {updates}"
+    )
+    best, found, now = min(losses), [], phase(loss, floor)
+    if loss > GROWN * best and loss > floor:
+        found.append(finding("lr_too_high", "error", f"the loss grew from {best:.3f} to {loss:.3f}; {where}"))
+    elif now == "above_floor" and updates >= LEARNED_FREQUENCIES:
+        falling = all(b <= a for a, b in pairwise(losses))
+        code, words = ("lr_too_low", ", and falling") if falling else ("lr_too_high", "")
+        found.append(finding(code, "warning", f"still above the floor{words}; {where}"))
+    if empty >= EMPTY and now != "below_floor" and updates >= PATIENCE:
+        found.append(finding("collapse", "error", where))
+    elif empty >= EMPTY and now == "on_floor":
+        found.append(finding("on_blank_plateau", "note", where))
+    return found

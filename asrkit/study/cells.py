@@ -1,0 +1,169 @@
+"""The folder of a cell: a run folder with `task.json` (what is asked) and `cell.json` (what came of it).
+
+cell.json is written last and at once: a cell that has one is over, whatever came of it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from asrkit.disk import atomic_write
+from asrkit.errors import RecipeError, StorageError
+from asrkit.recipe import difference
+from asrkit.study.plan import Cell, Study, identity
+
+FORMAT = 1
+ARRAYS = ("ids", "speakers", "characters", "words")  # of a scored split: one entry per utterance
+DONE, COLLAPSED, FAILED, SKIPPED, PENDING = "done", "collapsed", "failed", "skipped_budget", "pending"
+
+
+def cell_folder(folder: Path, cell: Cell) -> Path:
+    """Where a cell of the study in `folder` lies."""
+    return folder / "cells" / cell.id
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """What a cell has left, None while it is not over. Raises StorageError where cell.json is damaged."""
+    return _read(folder / "cell.json")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}", reason="unreadable") from error
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged ({error})", fix="remove it: the cell is done again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise StorageError(f"{path} is of another asrkit", fix="give another folder with --output", reason="format")
+    return data
+
+
+def write_outcome(folder: Path, outcome: Mapping[str, Any]) -> None:
+    """Replace cell.json; readers see the old or the new one."""
+    atomic_write(folder / "cell.json", json.dumps({"format": FORMAT, **outcome}, ensure_ascii=False) + "\n")
+
+
+def about(cell: Cell) -> dict[str, Any]:
+    """Which cell it is: what cell.json and study.json begin with."""
+    facts = {"id": cell.id, "arm": cell.arm, "context": cell.context, "recipe": cell.recipe, "axes": cell.axes}
+    return {**facts, "encoder": cell.encoder, "lr": cell.lr, "seed": cell.seed}
+
+
+def failure(cell: Cell, code: str, message: str, exit_code: int | None) -> dict[str, Any]:
+    """The outcome of a cell whose process has left none."""
+    error = {"code": code, "message": message, "exit_code": exit_code}
+    return {**about(cell), "status": FAILED, "error": error, "dev": None, "test": None, "test_error": None}
+
+
+def write_task(folder: Path, cell: Cell, study: Study, plugins: Sequence[str], threads: int) -> None:
+    """What the cell's process reads. The folder must be there."""
+    task = {
+        "format": FORMAT,
+        "cell": about(cell),
+        "settings": cell.settings,
+        "source": study.sources[cell.recipe],
+        "plugins": list(plugins),
+        "threads": threads,
+        "keep_checkpoints": study.definition["keep_checkpoints"],
+    }
+    atomic_write(folder / "task.json", json.dumps(task, ensure_ascii=False) + "\n")
+
+
+def read_task(folder: Path) -> dict[str, Any]:
+    """The task in a cell's folder."""
+    task = _read(folder / "task.json")
+    if task is None:
+        raise StorageError(f"{folder} holds no cell of a study", reason="no_task")
+    return task
+
+
+def refuse_other_cells(study: Study, folder: Path) -> None:
+    """RecipeError (`other_study`, `other_cell`) where the folder holds another study, or a cell of the same name that
+    was made with other settings."""
+    there = _read(folder / "study.json")
+    if there is not None and there["name"] != study.name:
+        raise RecipeError(
+            f"{folder} holds the study {there['name']!r}", fix="give another --output", reason="other_study"
+        )
+    for cell in study.cells:
+        task = _read(cell_folder(folder, cell) / "task.json")
+        if task is None:
+            continue
+        changed = difference(identity(task["settings"]), identity(cell.settings))
+        if changed:
+            raise RecipeError(
+                f"{cell_folder(folder, cell)} was made with other settings: {'; '.join(changed)}",
+                fix="give another folder with --output, or take these back",
+                reason="other_cell",
+            )
+
+
+def read_outcomes(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """What the study's cells have left so far, by id, without what belongs to single utterances."""
+    found = {cell.id: read_outcome(cell_folder(folder, cell)) for cell in study.cells}
+    return {name: figures_of(outcome) for name, outcome in found.items() if outcome is not None}
+
+
+def figures_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """An outcome without its arrays: a thousand of them fit into memory."""
+    slim = dict(outcome)
+    for split in ("dev", "test"):
+        if slim.get(split):
+            slim[split] = {key: value for key, value in slim[split].items() if key not in ARRAYS}
+    return slim
+
+
+def set_aside_failures(study: Study, folder: Path) -> list[str]:
+    """Make cells that have failed, or whose test could not be decoded, open again; what they had left is kept beside
+    as cell.failed-N.json. Returns their ids."""
+    reopened = []
+    for cell in study.cells:
+        place = cell_folder(folder, cell)
+        outcome = read_outcome(place)
+        if outcome is None or (outcome["status"] != FAILED and not outcome.get("test_error")):
+            continue
+        number = 1
+        while (kept := place / f"cell.failed-{number}.json").exists():
+            number += 1
+        atomic_write(kept, (place / "cell.json").read_bytes())
+        if outcome["status"] == FAILED:
+            (place / "cell.json").unlink()
+        else:
+            write_outcome(place, {**outcome, "test_error": None})
+        reopened.append(cell.id)
+    return reopened
+
+
+def arm_of(
+    name: str,
+    outcomes: Sequence[Mapping[str, Any]],
+    split: Literal["dev", "test"] = "test",
+    unit: Literal["characters", "words"] = "characters",
+) -> Any:
+    """Outcomes of one arm with different seeds -> asrkit.comparison.Arm; cells without that split are left out.
+
+    Raises RecipeError where they were not scored on the same utterances, ValueError where none was scored.
+    """
+    import numpy as np
+
+    from asrkit.comparison import Arm
+
+    scored = [outcome for outcome in outcomes if outcome.get(split)]
+    if not scored:
+        raise ValueError(f"{name}: no cell has been scored on {split}")
+    first = scored[0][split]
+    if any(outcome[split]["ids"] != first["ids"] for outcome in scored):
+        raise RecipeError(f"{name}: the {split} split is not the same in all cells", reason="split_hash")
+    return Arm(
+        name,
+        np.array([outcome[split][unit]["errors"] for outcome in scored]),
+        np.array(first[unit]["lengths"]),
+        tuple(first["speakers"]),
+        tuple(outcome["seed"] for outcome in scored),
+    )
