@@ -20,11 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from asrkit import registry
 from asrkit.encoders import Encoder
-from asrkit.errors import AsrkitError, TrustError
+from asrkit.errors import AsrkitError, RecipeError, TrustError
 from asrkit.features import CMVN
 from asrkit.layers import Layer
 from asrkit.model import AcousticModel, build_encoder, build_features
 from asrkit.schema import DEFECTS, SCHEMA
+from asrkit.validation import RULES
 
 MAX_HEADER = 1 << 20  # bytes
 RATES = (2_000, 192_000)  # samples per second
@@ -35,6 +36,8 @@ MAX_NUMBER = 1 << 16  # any number of `layers:` that has no bound of its own
 BOUNDS = {"times": 200, "layers": 200, "channels": 8192, "kernel": 512, "stride": 64, "padding": 256, "left": 256}
 BOUNDS["right"] = BOUNDS["left"]
 FEATURE_BOUNDS = {"size": 2_048, "num_mels": 2_048, "window_ms": 1_000, "hop_ms": 1_000}
+MAX_WHOLE = 1 << 40  # what a whole number of `norm:` may be that has no bound of its own
+NORM_BOUNDS = {"min_count": 1 << 20, "max_steps": 1 << 20}
 MAX_FILTERS = 1 << 21  # mel filters times samples per window
 TYPES = {
     torch.float64: "F64",
@@ -126,9 +129,7 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
     rate = _need(recipe["data"], "sample_rate", int, "recipe.data.")
     if not RATES[0] <= rate <= RATES[1]:
         raise Foreign(f"recipe.data.sample_rate = {shown(rate)}, possible are {RATES[0]} to {RATES[1]}")
-    norm = recipe["norm"]
-    if not 0 <= norm.get("min_count", 0) <= 1 << 20 or not 1 <= norm.get("max_steps", 1) <= 1 << 20:
-        raise Foreign("recipe.norm.min_count or max_steps is out of bounds")
+    _check_norm(recipe["norm"])
     registry.describe("text", _need(recipe["text"], "rules", str, "recipe.text."))
     registry.describe("features", _need(recipe["features"], "name", str, "recipe.features."))
     _check_features(recipe["features"].get("options"), rate)
@@ -136,6 +137,17 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
         raise Foreign("recipe.layers is not a list")
     if _count(recipe.get("layers"), "layers") > MAX_LAYERS:
         raise Foreign(f"recipe.layers are more than {MAX_LAYERS}")
+
+
+def _check_norm(norm: dict[str, Any]) -> None:
+    """The rules of a recipe, and bounds where these leave a number open."""
+    for key, value in norm.items():
+        if isinstance(value, int) and value > NORM_BOUNDS.get(key, MAX_WHOLE):
+            raise Foreign(f"recipe.norm.{key} = {shown(value)}")
+        try:
+            RULES[f"norm.{key}"].check(f"norm.{key}", value)
+        except RecipeError as error:
+            raise Foreign(f"recipe.norm.{key} = {shown(value)}, possible: {error.possible}") from error
 
 
 def _check_features(options: Any, rate: int) -> None:

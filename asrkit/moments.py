@@ -214,6 +214,12 @@ class RunningMoments(nn.Module):
         """As moments that fit x (B, T, C): (1, 1, C), or (1, steps, C) with per-step storage."""
         return Moments(*(b.view(1, -1, b.shape[-1]) for b in (self.mean, self.var, self.count)))
 
+    def constant(self) -> Moments:
+        """`current`, and where a backward pass may use it a copy that no later `update` changes."""
+        moments = self.current()
+        kept = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        return Moments(*(m.clone() for m in moments)) if kept else moments
+
     @torch.no_grad()
     def update(self, moments: Moments, first: int = 0, *, fade: bool = True) -> None:
         """Take in one batch's moments (1, K, C), with per-step storage as the rows from `first` on.

@@ -425,3 +425,26 @@ def test_real_frames_need_not_come_first() -> None:
     expected = (real - real.mean(0)) / torch.sqrt(real.var(0, correction=0) + EPS)
     np.testing.assert_allclose(y[mask].detach().numpy(), expected.numpy(), atol=1e-5)
     assert (y[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["sequence_batch_norm", "batch_renorm", "frame_batch_norm"])
+def test_a_gradient_in_eval_survives_further_training(name: str, inside: bool) -> None:
+    """Its running moments are those of its own forward, whatever comes in before its backward."""
+    x, mask = ragged([5, 4, 3])
+
+    def after(training_between: bool) -> torch.Tensor:
+        norm = make(name, x.shape[2], min_count=1)
+        norm(x, mask)
+        leaf = x.clone().requires_grad_()
+        norm.eval()
+        y = norm.step(leaf[:, 0], 0, mask[:, 0]) if inside else norm(leaf, mask)
+        if training_between:
+            norm.train()(5 * x + 2, mask)
+        y.square().sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    expected = after(training_between=False)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(after(training_between=True), expected, rtol=0, atol=0)

@@ -543,11 +543,13 @@ class TestRunner:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_asks_the_cells_to_save(self, tmp_path: Path, fake: Callable, number: int) -> None:
         saving = "signal.signal(15, lambda *_: ((folder / 'saved').touch(), sys.exit(75)))"
-        fake(f"{saving}; os.kill(os.getppid(), {int(number)}); time.sleep(60)")
+        alone = "(folder / 'alone').write_text(str(os.getsid(0) == os.getpid()))"  # Ctrl-C reaches the study only
+        fake(f"{saving}; {alone}; os.kill(os.getppid(), {int(number)}); time.sleep(60)")
         study = grid(tmp_path, encoders=1, rates=1)
         with pytest.raises(StoppedError, match=f"stopped by {signal.Signals(number).name}"):
             self.go(study, tmp_path / "s")
         assert len(list((tmp_path / "s").glob("cells/*/saved"))) == 1
+        assert [path.read_text() for path in (tmp_path / "s").glob("cells/*/alone")] == ["True"]
         assert not list((tmp_path / "s").glob("cells/*/cell.json"))
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

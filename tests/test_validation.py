@@ -63,7 +63,9 @@ def test_every_key_of_the_schema_has_a_rule() -> None:
 
 def test_defaults_and_shipped_recipes_are_valid(root: Path, resolved: Callable[..., dict[str, Any]]) -> None:
     validate(resolved())
-    paths = [p for p in (root / "recipes").rglob("*.yaml") if "parts" not in p.parts]
+    paths = [
+        p for p in (root / "recipes").rglob("*.yaml") if "parts" not in p.parts and not p.name.endswith("study.yaml")
+    ]
     assert len(paths) >= 5
     for path in paths:
         validate(load_recipe(path, known=SCHEMA))

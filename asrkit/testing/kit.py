@@ -79,24 +79,26 @@ class Kit:
             case.first = False
 
     def refuse_options(self, given: Mapping[str, Any]) -> None:
-        """RecipeError, once for all checks, if the encoder cannot be built with the options it was `given`."""
-        if not given:
-            return
-        first = self.cases[0]
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                first.construct()
-            except RecipeError as error:
-                options = ", ".join(f"norm.{key}={value}" for key, value in given.items())
-                raise RecipeError(
-                    f"with {options} {self.cls.__name__} cannot be built: {error.what}",
-                    possible=error.possible,
-                    fix=error.fix,
-                    reason=error.reason,
-                ) from error
-            except Exception:  # the checks say what is wrong
-                return
+        """RecipeError, once for all checks, if the encoder refuses the options it was `given` in every stack."""
+        refusals = []
+        for case in self.cases if given else ():
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    case.construct()
+                    return
+                except RecipeError as error:
+                    refusals.append(error)
+                except Exception:  # the checks say what is wrong
+                    return
+        if refusals:
+            why, options = refusals[0], ", ".join(f"norm.{key}={value}" for key, value in given.items())
+            raise RecipeError(
+                f"{self.cls.__name__} cannot be built with {options}: {why.what}",
+                possible=why.possible,
+                fix=why.fix,
+                reason=why.reason,
+            ) from why
 
     def run(self, name: str) -> Result:
         """One check in all stacks: the worst failure, else deviation, else the result nearest to its limit."""

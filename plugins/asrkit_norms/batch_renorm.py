@@ -41,7 +41,7 @@ class BatchRenorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if not self.training:
-            return standardize(x, mask, self.running.current(), self.how, self.affine())
+            return standardize(x, mask, self.running.constant(), self.how, self.affine())
         batch = masked_moments(x, mask, "batch", masked=self.options.masked, joint=True)
         own = torch.ones_like(batch.frames)
         gains = self._corrected(batch, own, self._begin())

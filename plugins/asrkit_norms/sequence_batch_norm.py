@@ -38,21 +38,21 @@ class SequenceBatchNorm(nn.Module):
         self.affine = Affine(size, options.affine, options.gain)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        moments, own = self.running.current(), None
-        if self.training:
-            moments = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
-            self.running.update(moments)
-            own = torch.ones_like(moments.frames)
+        if not self.training:
+            return standardize(x, mask, self.running.constant(), self.how, self.affine())
+        moments = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
+        self.running.update(moments)
+        own = torch.ones_like(moments.frames)
         return standardize(x, mask, moments, self.how, self.affine(), own)
 
     def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
         """x (B, C), mask (B,) -> (B, C) at step t of a recurrence."""
         x, mask = x.unsqueeze(1), mask.unsqueeze(1)
-        moments, own = self.running.current(), None
-        if self.training:
-            batch = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
-            self.running.update(batch, fade=t == 0)
-            moments, own = or_stored(batch, moments)
+        if not self.training:
+            return self(x, mask).squeeze(1)  # type: ignore[no-any-return]
+        batch = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
+        self.running.update(batch, fade=t == 0)
+        moments, own = or_stored(batch, self.running.current())
         return standardize(x, mask, moments, self.how, self.affine(), own).squeeze(1)
 
 
