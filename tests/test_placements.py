@@ -204,7 +204,8 @@ def restored(encoder: nn.Module) -> Any:
 @EVERY
 def test_gradcheck(name: str, placement: str, cell: str, bidirectional: bool) -> None:
     """In training, from the first batch on: nothing that the gradient takes as a constant depends on x here."""
-    encoder = build(name, cell, placement, bidirectional, inputs=2, size=2).double()
+    options = {"groups": 1} if name == "group_norm" else {}  # groups of one feature are refused inside a recurrence
+    encoder = build(name, cell, placement, bidirectional, inputs=2, size=2, **options).double()
     scatter_affine(encoder)
     lengths = [4, 2, 4]
     x = torch.nan_to_num(ragged(lengths, inputs=2)[0]).requires_grad_()

@@ -39,6 +39,7 @@ VERBS = {
     "diagnose": "say what is wrong with a training run: what was measured, why it matters, the likely fix",
     "show": "print the resolved recipe and the model with shapes for a ten-second clip",
     "study": "train all arms of a comparison: recipes x encoders x learning rates x seeds (the same command goes on)",
+    "report": "a study in words, tables and pictures: report.html, report.md, cells.csv, report.json",
     "data": "make or inspect training data",
     "plugins": "names that recipes can use, and the packages that offer them",
     "doctor": "check this installation and this machine; says what to do about what it finds",

@@ -1,4 +1,4 @@
-"""What lies in a study's folder: study.json, and cell.json and metrics.jsonl of every cell; what is damaged is named."""
+"""What lies in a study's folder: study.json, cell.json and metrics.jsonl of every cell; what is damaged is named."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""asrkit report FOLDER: a study in words, tables and pictures, as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+HELP = "a study in words, tables and pictures: report.html, report.md, cells.csv, report.json"
+EXAMPLES = """examples:
+  asrkit report studies/demo_study
+  asrkit report studies/demo_study --unit words --split dev
+  asrkit report studies/demo_study --json"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Define the verb's arguments."""
+    parser = subparsers.add_parser(
+        "report", help=HELP, description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a study, finished or not (studies/NAME)")
+    parser.add_argument(
+        "--unit", choices=("characters", "words"), default="characters",
+        help="what arms are compared in: CER (default) or WER",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("dev", "test"), help="default: test where a cell was scored on it, else dev"
+    )
+    parser.add_argument("--json", action="store_true", help="what report.json holds, without cells and proof")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say what it says."""
+    from asrkit.cli.common import print_json
+    from asrkit.report.export import write_report
+
+    data = write_report(args.folder, args.unit, args.split)
+    if args.json:
+        print_json({"folder": args.folder} | {k: v for k, v in data.items() if k not in ("cells", "proof")})
+        return 0
+    troubles = [f"! {one['id']}: {one['status']} ({one['reason']})" for one in data["troubles"][:8]]
+    if len(data["troubles"]) > 8:
+        troubles.append(f"! and {len(data['troubles']) - 8} more cells that are not simply done, see the report")
+    print("\n".join([*data["headlines"], "", *data["verdicts"], *data["pace"], *troubles]))
+    print(f"\nreport  {args.folder / 'report.html'} (and report.md, cells.csv, report.json)")
+    return 0

@@ -1,0 +1,226 @@
+"""The tables of a report, as text: the page and the Markdown show the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from asrkit.comparison import Comparison
+from asrkit.report.collect import CellResult, StudyResult, troubles
+from asrkit.report.measures import (
+    THRESHOLDS,
+    Final,
+    Pace,
+    Spread,
+    cost,
+    end_gap,
+    end_gradients,
+    reached,
+    series,
+    spread,
+)
+from asrkit.report.words import context_name
+from asrkit.study.proof import COMPARED
+
+NONE = "–"
+Members = Sequence[CellResult]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, what must be known to read it, column names, and rows of text."""
+
+    title: str
+    note: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.1234 -> `12.3`; a dash for what is not known."""
+    return number(None if value is None else 100 * value, f".{digits}f")
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """A number, or a dash for None, NaN and infinity."""
+    return NONE if value is None or not math.isfinite(value) else format(value, form)
+
+
+def _spread(one: Spread | None, show: Callable[[float], str]) -> str:
+    """`12.3 (11.0 to 14.1)`"""
+    if one is None:
+        return NONE
+    return show(one.mean) if one.count == 1 else f"{show(one.mean)} ({show(one.least)} to {show(one.most)})"
+
+
+def proof_table(found: StudyResult) -> Table:
+    """Group by group whether its cells agree in all that they must agree in."""
+    groups: dict[str, list[dict[str, object]]] = {}
+    for row in found.study.get("proof") or []:
+        groups.setdefault(str(row.get("group")), []).append(row)
+    rows = []
+    for group, members in groups.items():
+        shown = []
+        for key in COMPARED:
+            values = list(dict.fromkeys(str(m[key]) for m in members if m.get(key) is not None))
+            short = [value[:8] for value in values]
+            shown.append(NONE if not values else short[0] if len(values) == 1 else f"≠ {', '.join(short)}")
+        rows.append((context_name(group), str(len(members)), *shown))
+    note = (
+        "Within a recipe, its axes and a seed all cells must have the same hash of settings (outside encoder and "
+        "learning rate), splits, labels, output frames, order of the data and initial weights outside the norms, and "
+        "the same number of updates; ≠ marks what differs. First 8 digits of hashes; in full in report.json."
+    )
+    return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *COMPARED), rows)
+
+
+def rates_table(found: StudyResult) -> Table:
+    """Learning rates tried and chosen, parameters."""
+    parameters = {row.get("cell"): row for row in found.study.get("proof") or []}
+    grid = list(dict.fromkeys(entry["lr"] for arm in found.arms for entry in arm.get("tuning", [])))
+    rows = []
+    for arm in found.arms:
+        means = {entry["lr"]: entry["dev_cer"] for entry in arm.get("tuning", [])}
+        size: dict[str, int] = next((parameters[c.row["id"]] for c in found.cells
+                     if c.row["arm"] == arm["arm"] and c.row["id"] in parameters), {})  # fmt: skip
+        chosen = "open" if arm.get("lr") is None else f"{arm['lr']:g}"
+        tried = [percent(means.get(lr)) for lr in grid]
+        counts = [format(size[k], ",") if size.get(k) is not None else NONE for k in ("parameters", "norm_parameters")]
+        rows.append((context_name(arm["arm"]), chosen, *tried, *counts))
+    seeds = ", ".join(map(str, found.study.get("tuning_seeds", [])))
+    note = f"Mean dev CER in % of seed {seeds} with every learning rate of the grid; the lowest is the arm's."
+    head = ("arm", "chosen", *(f"{lr:g}" for lr in grid), "parameters", "in norms")
+    return Table("Learning rates", note, head, rows)
+
+
+def final_table(found: StudyResult, split: str, characters: dict[str, Final], words: dict[str, Final]) -> Table:
+    """CER and WER per arm."""
+    rows = []
+    for arm in found.arms:
+        values = [arm["arm"] in one for one in (characters, words)]
+        if not all(values):
+            rows.append((context_name(arm["arm"]), "0", *[NONE] * 6, ""))
+            continue
+        columns = []
+        for one in (characters, words):
+            s = spread(one[arm["arm"]].arm.rates.tolist())
+            assert s is not None  # a Final has a seed
+            interval = f"{percent(max(s.low, 0))} to {percent(s.high)}" if math.isfinite(s.low) else NONE
+            columns += [percent(s.mean), f"{percent(s.least)} to {percent(s.most)}", interval]
+        final = characters[arm["arm"]]
+        without = ", ".join(map(str, final.without_model))
+        rows.append((context_name(arm["arm"]), str(len(final.arm.seeds)), *columns,
+                     f"seed {without} failed without a model: counts as 100 %" if without else ""))  # fmt: skip
+    note = (
+        f"In %, on {split}, the best model of each cell with the arm's learning rate: mean over seeds, least to most, "
+        "and Student's 95 % interval of the mean (from three seeds on, cut off at 0)."
+    )
+    head = ("arm", "seeds", "CER", "CER, range", "CER, interval", "WER", "WER, range", "WER, interval", "")
+    return Table(f"Error rates on {split}", note, head, rows)
+
+
+def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: str) -> Table:
+    """All tests of all pairs."""
+    rows = []
+    for context, one in pairs:
+        d = one.seeds
+        low, high = one.bootstrap
+        rows.append((
+            context_name(context), one.first, one.second, str(d.seeds), percent(d.mean, 2),
+            f"{percent(d.low, 2)} to {percent(d.high, 2)}", number(d.p), number(one.p_holm),
+            f"{percent(low, 2)} to {percent(high, 2)}",
+            ", ".join(number(p, ".2g") for p in one.matched_pairs) or NONE,
+            NONE if one.seeds_needed is None else str(one.seeds_needed),
+        ))  # fmt: skip
+    note = (
+        f"{rate} on {split}, second less first, in points. The verdict is Student's t over paired seeds, corrected for "
+        "all pairs of this table (Holm). Beside it: bootstrap over seeds and speakers, and the matched-pairs test of "
+        "each seed's two runs, which alone would call equal systems different too often."
+    )
+    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "bootstrap",
+            "p per seed, matched pairs", "seeds for 80 % power")  # fmt: skip
+    return Table("All tests", note, head, rows)
+
+
+def threshold_table(found: StudyResult) -> Table:
+    """Updates to reach a CER on dev."""
+    rows = []
+    for arm in found.arms:
+        members = [cell for cell in found.of_arm(arm["arm"]) if cell.over]
+        shown = []
+        for threshold in THRESHOLDS:
+            steps = [step for cell in members if (step := reached(cell, threshold)) is not None]
+            whole = bool(steps) and len(steps) == len(members)
+            shown.append(_spread(spread(list(map(float, steps))), lambda v: f"{v:.0f}") if whole
+                         else f"{len(steps)} of {len(members)} seeds" if members else NONE)  # fmt: skip
+        rows.append((context_name(arm["arm"]), *shown))
+    note = (
+        "Updates until the CER on dev is first seen at or below a threshold, to the next look at dev: mean over seeds "
+        "(least to most) where all seeds reach it, else how many do."
+    )
+    return Table("Updates to reach a CER", note, ("arm", *(f"{100 * t:g} %" for t in THRESHOLDS)), rows)
+
+
+def pace_table(speeds: Sequence[Pace]) -> Table:
+    """The numbers behind "learns faster"."""
+    rows = [
+        (context_name(one.context), one.first, one.second, str(one.difference.seeds), percent(one.difference.mean, 2),
+         f"{percent(one.difference.low, 2)} to {percent(one.difference.high, 2)}", number(one.difference.p),
+         number(one.p_holm)) for one in speeds
+    ]  # fmt: skip
+    note = (
+        "Dev CER averaged over all looks at dev (the area under the learning curve against updates), second less "
+        "first, in points; Student's t over paired seeds, Holm over all pairs of this table. A cell that failed keeps "
+        "the CER it had, or 100 %."
+    )
+    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm")
+    return Table("How fast they learn", note, head, rows)
+
+
+def end_table(found: StudyResult) -> Table:
+    """The end of training: gap, blanks, empties, gradients."""
+    rows = []
+    for arm in found.arms:
+        members = [cell for cell in found.of_arm(arm["arm"]) if cell.over]
+        gaps = [gap for cell in members if (gap := end_gap(cell)) is not None]
+        ends = [[points[-1][2] for c in members if (points := series(c, "dev", key))] for key in ("blank", "empty")]
+        gradients = [g for cell in members if (g := end_gradients(cell)) is not None]
+        names = f"{gradients[0][0]} / {gradients[0][2]}" if gradients else NONE
+        rows.append((
+            context_name(arm["arm"]), _spread(spread([t for t, _ in gaps]), percent),
+            _spread(spread([d for _, d in gaps]), percent), _spread(spread([d - t for t, d in gaps]), percent),
+            *(_spread(spread(values), percent) for values in ends),
+            names, *(_spread(spread([float(g[i]) for g in gradients]), number) for i in (1, 3)),
+        ))  # fmt: skip
+    note = (
+        "After the last epoch, mean over seeds (least to most), in %. The gap is CER on dev less CER on train; train's "
+        "is that of training itself (dropout and augmentation on, weights in motion), so the gap can be negative. "
+        "Gradient norms are those of the last epoch, before clipping; blank: frames, empty: outputs, on dev."
+    )
+    head = ("arm", "train CER", "dev CER", "gap", "blank", "empty", "layers: first / last", "gradient of first",
+            "of last")  # fmt: skip
+    return Table("At the end of training", note, head, rows)
+
+
+def cost_table(found: StudyResult) -> Table:
+    """What an update takes."""
+    rows = []
+    for arm in found.arms:
+        costs = [cost(cell) for cell in found.of_arm(arm["arm"]) if cell.over]
+        columns = [spread([one[key] for one in costs]) for key in ("seconds_per_update", "cpu_per_update", "memory_mb")]
+        times = [_spread(one, lambda v: f"{1000 * v:.3g}") for one in columns[:2]]
+        rows.append((context_name(arm["arm"]), *times, _spread(columns[2], lambda v: f"{v:.0f}")))
+    note = (
+        "Mean over seeds (least to most): time of training without looks at dev, as measured while other cells may "
+        "have run beside it; memory is the peak of the whole process (on a GPU: of its memory)."
+    )
+    return Table("Cost", note, ("arm", "ms per update", "CPU ms per update", "memory, MB"), rows)
+
+
+def trouble_table(found: StudyResult) -> Table:
+    """Every cell that is not simply done."""
+    rows = [(t["id"], t["status"].replace("_", " "), "yes" if t["chosen"] else "no", t["reason"])
+            for t in troubles(found)]  # fmt: skip
+    note = "Failed, collapsed, skipped, pending and damaged cells; none is left out of the figures without being here."
+    return Table("Cells that are not simply done", note, ("cell", "status", "has the arm's rate", "reason"), rows)

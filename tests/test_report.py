@@ -1,0 +1,245 @@
+"""Reports of studies that are written by hand: the numbers, what is said of cells that went wrong, the page itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asrkit.cli import main
+from asrkit.errors import DataError, StorageError
+from asrkit.report import measures
+from asrkit.report.collect import collect
+from asrkit.report.export import write_report
+
+ENCODERS = ("none", "layer_norm", "sequence_batch_norm")
+LENGTHS = [20, 30, 10, 40]
+
+
+def score(errors: list[int]) -> dict[str, Any]:
+    words = {"errors": [min(e, 5) for e in errors], "lengths": [5] * 4}
+    return {
+        "cer": sum(errors) / 100, "wer": sum(words["errors"]) / 20, "ids": ["a", "b", "c", "d"],
+        "speakers": ["x", "x", "y", "z"], "characters": {"errors": errors, "lengths": LENGTHS}, "words": words,
+    }  # fmt: skip
+
+
+def epochs(cers: list[float]) -> str:
+    lines = []
+    for i, cer in enumerate(cers):
+        train = {"loss": 2 / (i + 1), "cer": cer / 2, "grad_norm_by_layer": {"0": 0.5, "4": 1.0, "ctc": 2.0 + i}}
+        dev = {"loss": 3 / (i + 1), "cer": cer, "blank": 0.9, "empty": 0.25}
+        lines.append(
+            {"type": "epoch", "epoch": i + 1, "step": 10 * (i + 1), "train": train, "dev": dev, "seconds": 1.5}
+        )
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def make_study(folder: Path, errors: dict[str, list[list[int]]], curves: dict[str, list[float]] | None = None) -> Path:
+    """A study of one recipe: encoder -> seed -> errors on test per utterance."""
+    rows, arms, proof = [], [], []
+    for name, seeds in errors.items():
+        arms.append({"arm": f"m--{name}", "context": "m", "recipe": "m", "axes": {}, "encoder": name, "lr": 0.001,
+                     "tuning": [{"lr": 0.001, "dev_cer": 0.5}]})  # fmt: skip
+        for seed, values in enumerate(seeds, 1):
+            about = {"id": f"m--{name}--seed-{seed}", "arm": f"m--{name}", "context": "m", "recipe": "m", "axes": {},
+                     "encoder": name, "lr": 0.001, "seed": seed}  # fmt: skip
+            rows.append({**about, "path": f"cells/{about['id']}", "chosen": True, "status": "done"})
+            place = folder / "cells" / str(about["id"])
+            place.mkdir(parents=True)
+            left = {"format": 1, **about, "status": "done", "error": None, "dev": score(values), "test": score(values),
+                    "updates": 30, "train_seconds": 4.5, "memory_mb": 100.0 + seed, "test_error": None}  # fmt: skip
+            (place / "cell.json").write_text(json.dumps(left))
+            (place / "metrics.jsonl").write_text(epochs((curves or {}).get(name, [0.9, 0.45, 0.25])))
+            proof.append({"group": f"m--seed-{seed}", "cell": about["id"], "encoder": name, "order": f"{seed}abc",
+                          "updates": 30, "parameters": 1234, "norm_parameters": 56})  # fmt: skip
+    study = {"format": 1, "asrkit": "0", "name": "by_hand", "file": "s.yaml", "seeds": [1, 2, 3], "tuning_seeds": [1],
+             "total_cells": len(rows), "complete": True, "arms": arms, "cells": rows, "proof": proof}  # fmt: skip
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder
+
+
+def change(folder: Path, cell: str, **facts: Any) -> None:
+    path = folder / "cells" / cell / "cell.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(5)
+    return make_study(tmp_path / "s", {name: rng.integers(0, 10, (3, 4)).tolist() for name in ENCODERS})
+
+
+def row_of(folder: Path, title: str, arm: str) -> list[str]:
+    """A line of a table of report.md."""
+    text = (folder / "report.md").read_text().split(f"### {title}\n")[1].split("\n#")[0]
+    line = next(line for line in text.splitlines() if line.startswith(f"| m, {arm} |"))
+    return [word.strip() for word in line.strip("|").split("|")]
+
+
+def test_numbers_are_those_of_the_cells(three: Path) -> None:
+    data = write_report(three)
+    for arm in data["arms"]:
+        paths = sorted(three.glob(f"cells/{arm['arm']}--seed-*/cell.json"))
+        cers, wers = [
+            np.array([sum(c["test"][unit]["errors"]) / sum(c["test"][unit]["lengths"]) for c in
+                      (json.loads(path.read_text()) for path in paths)]) for unit in ("characters", "words")
+        ]  # fmt: skip
+        reach = 4.302652729749464 * cers.std(ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom, 97.5 %
+        assert arm["CER"]["mean"] == pytest.approx(cers.mean())
+        assert arm["CER"]["high"] == pytest.approx(cers.mean() + reach)
+        assert arm["WER"]["mean"] == pytest.approx(wers.mean())
+        row = row_of(three, "Error rates on test", arm["encoder"])
+        assert row[1:4] == ["3", f"{100 * cers.mean():.1f}", f"{100 * cers.min():.1f} to {100 * cers.max():.1f}"]
+        assert row[5] == f"{100 * wers.mean():.1f}"
+    assert row_of(three, "Updates to reach a CER", "none")[1:] == [*["20 (20 to 20)"] * 2, "30 (30 to 30)",
+                                                                  *["0 of 3 seeds"] * 3]  # fmt: skip
+    assert row_of(three, "Cost", "none")[1:] == ["150 (150 to 150)", "–", "102 (101 to 103)"]
+    end = row_of(three, "At the end of training", "none")
+    assert end[1:4] == ["12.5 (12.5 to 12.5)", "25.0 (25.0 to 25.0)", "12.5 (12.5 to 12.5)"]
+    assert end[6:] == ["0 / ctc", "0.5 (0.5 to 0.5)", "4 (4 to 4)"]
+
+
+def test_cells_that_went_wrong_are_named_and_counted(three: Path) -> None:
+    error = {"code": "nonfinite", "message": "nan <everywhere> | twice", "exit_code": 4}
+    change(three, "m--none--seed-1", status="failed", error=error, dev=None, test=None)
+    change(three, "m--none--seed-2", status="collapsed")
+    change(three, "m--layer_norm--seed-1", test=None, test_error={"code": "oom", "message": "no memory"})
+    (three / "cells/m--layer_norm--seed-2/cell.json").write_text("{")
+    (three / "cells/m--layer_norm--seed-3/metrics.jsonl").unlink()
+    (three / "cells/m--sequence_batch_norm--seed-1/cell.json").unlink()
+    study = json.loads((three / "study.json").read_text())
+    study["cells"][-1]["status"], study["cells"][-2]["status"] = "pending", "skipped_budget"
+    (three / "study.json").write_text(json.dumps(study))
+    for seed in (2, 3):
+        (three / f"cells/m--sequence_batch_norm--seed-{seed}/cell.json").unlink()
+    data = write_report(three)
+    named = {trouble["id"][3:]: (trouble["status"], trouble["reason"]) for trouble in data["troubles"]}
+    assert named["none--seed-1"] == ("failed", "nonfinite: nan <everywhere> | twice")
+    assert named["none--seed-2"][0] == "collapsed"
+    assert named["layer_norm--seed-1"] == ("done", "test not scored: oom: no memory")
+    assert "is damaged" in named["layer_norm--seed-2"][1]
+    assert str(three) not in json.dumps(data)
+    assert "no curves" in named["layer_norm--seed-3"][1]
+    assert [named[f"sequence_batch_norm--seed-{i}"][0] for i in (1, 2, 3)] == ["missing", "skipped_budget", "pending"]
+    assert len(named) == 8
+    for name in ("report.html", "report.md"):
+        assert all(cell in (three / name).read_text() for cell in named)
+    none = data["arms"][0]["CER"]
+    assert (none["by_seed"]["1"], none["without_model"], none["count"]) == (1.0, [1], 3)
+    assert data["arms"][2]["CER"] is None
+    assert all("too few to tell" in line for line in data["verdicts"])
+    assert "<everywhere>" not in (three / "report.html").read_text()
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        known = dict(attrs)
+        self.ids += [str(known["id"])] if "id" in known else []
+        self.links += [str(known[key]) for key in ("href", "xlink:href", "src") if key in known]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(three: Path) -> None:
+    write_report(three)
+    text = (three / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert "svg" in page.seen
+    assert not page.seen & {"script", "link", "img", "iframe", "object"}
+    assert "http" not in text.replace("http-equiv", "")
+    assert not re.search(r"\bsrc=|@import", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[0] for link in page.links} == {"#"}
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | {link[1:] for link in page.links}
+    assert used <= set(page.ids)
+    write_report(three)
+    assert (three / "report.html").read_text() == text
+
+
+def test_csv_and_json_round_trip(three: Path) -> None:
+    data = write_report(three)
+    assert json.loads((three / "report.json").read_text()) == data
+    lines = list(csv.DictReader(io.StringIO((three / "cells.csv").read_text())))
+    assert len(lines) == len(data["cells"]) == 9
+    for line, cell in zip(lines, data["cells"], strict=True):
+        assert {k: v for k, v in line.items() if k != "axes"} == {
+            key: "" if value is None else str(value) for key, value in cell.items() if key != "axes"
+        }
+        assert float(line["test_cer"]) == cell["test_cer"]
+
+
+def test_equal_arms_are_not_called_different(tmp_path: Path) -> None:
+    same = [[3, 4, 1, 7], [2, 5, 2, 6], [4, 4, 0, 9]]
+    data = write_report(make_study(tmp_path / "s", {"none": same, "layer_norm": same}))
+    assert not data["comparisons"][0]["different"]
+    assert not data["paces"][0]["different"]
+    assert "no evidence of a difference" in data["verdicts"][0]
+    assert "no evidence that one learns faster" in data["pace"][0]
+
+
+def test_a_clear_difference_is_said_and_holm_counts_all_contexts(tmp_path: Path) -> None:
+    worse = [[13, 14, 8, 27], [12, 15, 8, 26], [14, 14, 7, 28]]
+    better = [[3, 4, 1, 7], [2, 5, 1, 6], [4, 4, 0, 8]]
+    curves = {"none": [0.9, 0.9, 0.45], "layer_norm": [0.45, 0.3, 0.25]}
+    folder = make_study(tmp_path / "s", {"none": worse, "layer_norm": better}, curves)
+    data = write_report(folder)
+    assert data["verdicts"][0].startswith("layer_norm is better than none by ")
+    assert data["pace"][0].startswith("layer_norm learns faster than none: ")
+    assert "dev CER 50 % after 30 updates (none) and 10 (layer_norm)" in data["pace"][0]
+    study = json.loads((folder / "study.json").read_text())
+    for place, name in enumerate(("none", "layer_norm")):  # a second context with the same cells
+        study["arms"].append(study["arms"][place] | {"arm": f"w--{name}", "context": "w"})
+    study["cells"] += [c | {"arm": c["arm"].replace("m--", "w--")} for c in study["cells"]]
+    (folder / "study.json").write_text(json.dumps(study))
+    again = write_report(folder)["comparisons"]
+    assert [one["context"] for one in again] == ["m", "w"]
+    assert again[0]["p_holm"] == pytest.approx(2 * data["comparisons"][0]["p_holm"])
+
+
+def test_words_and_dev_and_what_was_not_scored(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(three), "--unit", "words", "--split", "dev", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["rate"], answer["split"]) == ("WER", "dev")
+    assert "points of WER" in answer["verdicts"][0]
+    for path in three.glob("cells/*/cell.json"):
+        change(three, path.parent.name, test=None)
+    assert measures.default_split(collect(three)) == "dev"
+    with pytest.raises(DataError) as error:
+        write_report(three, split="test")
+    assert error.value.reason == "not_scored"
+    assert main(["report", str(three)]) == 0
+    assert "9 cells: 9 done" in capsys.readouterr().out
+
+
+def test_no_study_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as error:
+        write_report(tmp_path)
+    assert error.value.reason == "no_study"
+    (tmp_path / "study.json").write_text('{"format": 1, "name": "e", "cells": [], "arms": []}')
+    assert write_report(tmp_path)["headlines"] == ["0 cells: none"]
