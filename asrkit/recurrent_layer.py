@@ -102,21 +102,20 @@ class RecurrentLayer(nn.Module):
         gates = F.linear(x, self.weight_input.flatten(0, 1))
         if self.gate_norms is None:
             return gates, True
-        if len(self.gate_norms) == 1:
-            return self.gate_norms[0](gates, batch.mask), True
-        sides = list(gates.chunk(self.directions, 2))
         natural = all(norm.order_free for norm in self.gate_norms)
-        if not natural:
-            sides[1:] = [batch.reverse(side) for side in sides[1:]]
-        gates = torch.cat([norm(side, batch.mask) for norm, side in zip(self.gate_norms, sides, strict=True)], 2)
+        if len(self.gate_norms) == 1:  # one direction, or one norm for all of them
+            gates = self.gate_norms[0](gates, batch.mask)
+        else:
+            sides = self._own_order(gates, not natural, batch)
+            gates = torch.cat([norm(side, batch.mask) for norm, side in zip(self.gate_norms, sides, strict=True)], 2)
         if not natural:  # a norm that makes no promises may leave anything in the padding
             gates = batch.zero_padding(gates)
         return gates, natural
 
-    def _own_order(self, gates: Tensor, natural: bool, batch: Ragged) -> list[Tensor]:
-        """The gate sums of each direction (B, T, G) in its own order of time."""
+    def _own_order(self, gates: Tensor, turn: bool, batch: Ragged) -> list[Tensor]:
+        """The gate sums of each direction (B, T, G); `turn` the backward half from natural to its own order of time."""
         sides = list(gates.chunk(self.directions, 2))
-        if natural:
+        if turn:
             sides[1:] = [batch.reverse(side) for side in sides[1:]]
         return sides
 

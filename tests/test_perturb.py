@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from toy import make_corpus, toy_recipe
+from toy import make_corpus, sigterm_after, toy_recipe
 
 from asrkit import clips, perturb
 from asrkit.errors import DataError, RecipeError, StoppedError
@@ -237,22 +235,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_resume_with_augmentation_is_bit_identical(
-    tmp_path: Path, corpus: Path, step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_with_augmentation_is_bit_identical(tmp_path: Path, corpus: Path, step: int) -> None:
     whole = run(tmp_path, corpus, output="whole")
-    update = CTCBrain._update
-
-    def update_then_signal(brain: CTCBrain, batch: Any) -> bool:
-        done = update(brain, batch)
-        if brain.position.update == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return done
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CTCBrain, "_update", update_then_signal)
-        with pytest.raises(StoppedError):
-            run(tmp_path, corpus, output="stopped")
+    with sigterm_after(step), pytest.raises(StoppedError):
+        run(tmp_path, corpus, output="stopped")
     assert len(metrics(tmp_path / "stopped")) < len(metrics(whole))
     resumed = run(tmp_path, corpus, output="stopped")
     assert metrics(resumed) == metrics(whole)

@@ -104,8 +104,12 @@ def test_scan_is_accurate_for_large_and_tiny_sums(cell: str) -> None:
 
 @pytest.mark.parametrize("make_norm", [None, MaskedLayerNorm])
 @pytest.mark.parametrize("filler", [float("nan"), float("inf"), 1e30])
-def test_padding_and_neighbours_change_nothing(cell: str, backend: str, filler: float, make_norm: type | None) -> None:
-    ours = Recurrent(6, 5, cell, layers=2, norm="gates" if make_norm else "none", make_norm=make_norm, backend=backend)
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_padding_and_neighbours_change_nothing(
+    cell: str, backend: str, filler: float, make_norm: type | None, bidirectional: bool
+) -> None:
+    norm = "gates" if make_norm else "none"
+    ours = Recurrent(6, 5, cell, bidirectional, layers=2, norm=norm, make_norm=make_norm, backend=backend)
     x = batch()
     real = torch.arange(x.shape[1]) < LENGTHS[:, None]
     clean = ours(x.masked_fill(~real[..., None], 0), LENGTHS)

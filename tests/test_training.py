@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toy import make_corpus, toy_recipe
+from toy import make_corpus, sigterm_after, toy_recipe
 
 from asrkit import experiment
 from asrkit.errors import DataError, NumericError, RecipeError, StoppedError
@@ -84,7 +83,7 @@ def test_same_seed_same_metrics(tmp_path: Path, corpus: Path, encoder: str) -> N
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(("accumulation", "step"), [(1, 2), (1, 5), (2, 3)])
 def test_resume_after_a_stop_is_bit_identical(
-    tmp_path: Path, corpus: Path, encoder: str, accumulation: int, step: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: Path, encoder: str, accumulation: int, step: int
 ) -> None:
     """Dropout, SpecAugment, statistics, optimizer, meters: all as if nothing had happened."""
     options = [
@@ -94,18 +93,8 @@ def test_resume_after_a_stop_is_bit_identical(
         ("training.epochs", 2),
     ]
     whole = run(tmp_path, corpus, *options, output="whole")
-    update = CTCBrain._update
-
-    def update_then_signal(brain: CTCBrain, batch: Any) -> bool:
-        done = update(brain, batch)
-        if brain.position.update == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return done
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CTCBrain, "_update", update_then_signal)
-        with pytest.raises(StoppedError, match="SIGTERM") as error:
-            run(tmp_path, corpus, *options, output="stopped")
+    with sigterm_after(step), pytest.raises(StoppedError, match="SIGTERM") as error:
+        run(tmp_path, corpus, *options, output="stopped")
     assert error.value.exit_code == 75
     assert len(metrics(tmp_path / "stopped")) < len(metrics(whole.folder))
     resumed = run(tmp_path, corpus, *options, output="stopped")

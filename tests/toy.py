@@ -1,11 +1,17 @@
-"""A corpus in Common Voice layout that takes milliseconds: every letter is a tone, so a tiny model can learn it."""
+"""A corpus in Common Voice layout that takes milliseconds: every letter is a tone, so a tiny model can learn it;
+and how its training is stopped half-way."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 
 from asrkit.recipe import load_recipe
@@ -85,3 +91,21 @@ def toy_recipe(folder: Path, corpus: Path, *overrides: tuple[str, Any]) -> dict[
     path.write_text(RECIPE, encoding="utf-8")
     options = [("data.root", str(corpus)), ("data.cache", str(folder / "cache"))]
     return load_recipe(path, options + [(key, str(value)) for key, value in overrides], known=SCHEMA)
+
+
+@contextmanager
+def sigterm_after(step: int) -> Iterator[None]:
+    """Training in this process is told to stop when it has made its update number `step`."""
+    from asrkit.training import CTCBrain  # seconds of imports that most tests do not need
+
+    update = CTCBrain._update
+
+    def update_then_signal(brain: Any, batch: Any) -> bool:
+        done = update(brain, batch)
+        if brain.position.update == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CTCBrain, "_update", update_then_signal)
+        yield

@@ -15,7 +15,7 @@ import numpy as np
 
 from asrkit.comparison import FEWEST_SEEDS, Arm, Comparison, Difference, compare, holm, over_seeds
 from asrkit.report.collect import CellResult, StudyResult
-from asrkit.study.cells import FAILED
+from asrkit.study.cells import FAILED, arm_of
 
 THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 
@@ -75,21 +75,17 @@ def finals(found: StudyResult, split: str, unit: str) -> dict[str, Final]:
 
 
 def _final(name: str, members: Sequence[CellResult], split: str, unit: str, like: dict[str, Any]) -> Final | None:
-    lengths = np.array(like[unit]["lengths"])
-    errors, seeds, without = [], [], []
+    all_deleted = {**like, unit: {**like[unit], "errors": like[unit]["lengths"]}}
+    outcomes: list[dict[str, Any]] = []
+    without = []
     for cell in members:
         score, seed = cell.scored(split), cell.row["seed"]
         if score is not None and score["ids"] == like["ids"]:
-            errors.append(score[unit]["errors"])
+            outcomes.append({"seed": seed, split: score})
         elif cell.over and cell.status == FAILED and not (cell.outcome or {}).get("dev"):
-            errors.append(lengths.tolist())
+            outcomes.append({"seed": seed, split: all_deleted})
             without.append(seed)
-        else:
-            continue
-        seeds.append(seed)
-    if not seeds:
-        return None
-    return Final(Arm(name, np.array(errors), lengths, tuple(like["speakers"]), tuple(seeds)), tuple(without))
+    return Final(arm_of(name, outcomes, split, unit), tuple(without)) if outcomes else None
 
 
 def comparisons(found: StudyResult, result: dict[str, Final]) -> list[tuple[str, Comparison]]:

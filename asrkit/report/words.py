@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from asrkit.comparison import FEWEST_SEEDS, Comparison
 from asrkit.report.collect import StudyResult
@@ -77,8 +76,3 @@ def _stands(what: str, verdicts: Sequence[tuple[bool, int]]) -> str:
     few = len(verdicts) - len(usable)
     text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < 0.05 after Holm's correction)"
     return text + (f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else "")
-
-
-def trouble_line(trouble: dict[str, Any]) -> str:
-    """One cell that is not simply done."""
-    return f"{trouble['id']}: {trouble['status']} ({trouble['reason']})"

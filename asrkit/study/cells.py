@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from asrkit.disk import atomic_write
 from asrkit.errors import RecipeError, StorageError
@@ -143,10 +143,12 @@ def set_aside_failures(study: Study, folder: Path) -> list[str]:
 def arm_of(
     name: str,
     outcomes: Sequence[Mapping[str, Any]],
-    split: Literal["dev", "test"] = "test",
-    unit: Literal["characters", "words"] = "characters",
+    split: str = "test",
+    unit: str = "characters",
 ) -> Any:
     """Outcomes of one arm with different seeds -> asrkit.comparison.Arm; cells without that split are left out.
+
+    split: dev or test. unit: characters or words.
 
     Raises RecipeError where they were not scored on the same utterances, ValueError where none was scored.
     """
