@@ -101,6 +101,10 @@ def compose(text: str, source: str, budget: Budget | None = None, *, trust: bool
         mark = getattr(error, "problem_mark", None)
         where = f"{source} line {mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable"
+        if "nesting depth" in problem:  # newer releases of libyaml have a limit of their own, and meet it first
+            raise TrustError(
+                f"{where}: nested deeper than {MAX_DEPTH} levels", fix="flatten it", reason="too_deep"
+            ) from error
         raise RecipeError(f"{where}: not valid YAML ({problem})", fix="correct that line", reason="yaml") from error
     except UnicodeEncodeError as error:
         raise RecipeError(f"{source}: holds characters that are not text", reason="yaml") from error
