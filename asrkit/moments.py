@@ -19,7 +19,7 @@ _ROWS = 64
 # Numbers per utterance from which its real frames are worth a call of their own; smaller batches are masked whole.
 _WORTH = 1 << 13
 # Numbers that a core's cache holds together with what is computed from them.
-_CACHED = 1 << 18
+CACHED = 1 << 18
 
 
 class Moments(NamedTuple):
@@ -55,15 +55,15 @@ def alive_stretches(lengths: list[int], size: int) -> list[tuple[slice, list[int
     start = 0
     for end in sorted(set(lengths) - {0}):
         alive = [i for i, n in enumerate(lengths) if n >= end]
-        steps = max(1, _CACHED // (len(alive) * size))
+        steps = max(1, CACHED // (len(alive) * size))
         found += [(slice(t, min(t + steps, end)), alive) for t in range(start, end, steps)]
         start = end
     return found
 
 
-def side_by_side(x: Tensor, steps: slice, alive: list[int]) -> Tensor:
-    """(utterances alive, steps * C) of x (B, T, C), contiguous: every step's feature is a column."""
-    return torch.stack([x[i, steps] for i in alive]).to(compute_type(x)).flatten(1)
+def of_alive(x: Tensor, steps: slice, alive: list[int]) -> Tensor:
+    """(N, S, C): what the N utterances alive have of x (B, T, C) in S steps; where all are alive, a view."""
+    return x[:, steps] if len(alive) == x.shape[0] else torch.stack([x[i, steps] for i in alive])
 
 
 def masked_moments(x: Tensor, mask: Tensor, over: str, *, masked: bool = True, joint: bool = False) -> Moments:
@@ -136,7 +136,7 @@ def merge_moments(
     total = count + count2
     share = count2 / total.clamp(min=torch.finfo(total.dtype).tiny)
     delta = mean2 - mean
-    return mean + share * delta, var + share * (var2 - var) + share * (1 - share) * delta.square(), total
+    return mean + share * delta, var + share * (var2 - var) + (share * (1 - share)) * delta.square(), total
 
 
 def _with_zeros(moments: Moments, frames: int) -> Moments:
@@ -168,16 +168,16 @@ def _per_utterance(x: Tensor, lengths: list[int], together: bool) -> Moments:
 
 
 def _per_step(x: Tensor, lengths: list[int]) -> Moments:
-    """A stretch of time at a time by the same kernel, every step's feature a column for itself."""
+    """A stretch of time at a time, so that what is centred is still in the cache when it is squared."""
     kind, (_, steps, size) = compute_type(x), x.shape
-    moments = x.new_zeros(2, steps, size, dtype=kind)
+    mean, var = x.new_zeros(2, steps, size, dtype=kind)
     frames = x.new_zeros(steps, 1, dtype=kind)
     for stretch, alive in alive_stretches(lengths, size):
-        columns = torch.batch_norm_update_stats(side_by_side(x, stretch, alive), None, None, 0.0)
-        for moment, column in zip(moments, columns, strict=True):
-            moment[stretch] = column.view(-1, size)
+        rows = of_alive(x, stretch, alive).to(kind)
+        torch.mean(rows, 0, out=mean[stretch])
+        torch.mean((rows - mean[stretch]).square_(), 0, out=var[stretch])
         frames[stretch] = len(alive)
-    return Moments(*(m.unsqueeze(0) for m in (*moments, frames)))
+    return Moments(*(m.unsqueeze(0) for m in (mean, var, frames)))
 
 
 def _masked(x: Tensor, mask: Tensor, dim: int) -> Moments:
@@ -232,5 +232,6 @@ class RunningMoments(nn.Module):
         seen = (new[2] > 0) & torch.isfinite(new[0] + new[1]).all(-1, keepdim=True)
         kept = torch.where(seen, old[2] * (1 - self.momentum if fade else 1.0), old[2])
         merged = merge_moments(old[0], old[1], kept, *new)
+        every = bool(seen.all())
         for buffer, value in zip(old, merged, strict=True):
-            buffer.copy_(torch.where(seen, value, buffer))
+            buffer.copy_(value if every else torch.where(seen, value, buffer))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
-from asrkit.moments import Moments, alive_stretches, compute_type, real_lengths, side_by_side
+from asrkit.moments import CACHED, Moments, alive_stretches, compute_type, of_alive, real_lengths
 from asrkit.processes import several
 from asrkit.rows import RowNorm, normalize_rows
 
@@ -93,10 +93,9 @@ class _Standardize(torch.autograd.Function):
             return _formula(x, mean, rstd, (weight, bias)).masked_fill_(~mask.unsqueeze(-1), 0.0).to(x.dtype)
         scale, shift = _line(mean, rstd, (weight, bias))
         y = x.new_empty(x.shape)
-        for i, n in enumerate(ctx.lengths):
-            _line_into(y[i, :n], x[i, :n], _of(scale, i, n), _of(shift, i, n))
-            y[i, n:] = 0.0
-        return y
+        for piece in _pieces(ctx.lengths, how.over, x.shape[2]):
+            _line_into(y[piece], x[piece], _of(scale, piece), _of(shift, piece))
+        return _zero_padding(y, ctx.lengths)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -113,7 +112,7 @@ class _Standardize(torch.autograd.Function):
                 by_mean, by_var = _shared(sums if weight is None else sums * weight, share, ctx.how)
                 slope = rstd.square().mul_(by_var).neg_()
                 line = slope, torch.addcmul(rstd * by_mean, slope, mean).neg_()
-            dx = _to_input(g, x, mask, rstd if weight is None else rstd * weight, line, ctx.lengths)
+            dx = _to_input(g, x, mask, rstd if weight is None else rstd * weight, line, ctx.how.over, ctx.lengths)
         return dx, dweight if for_weight else None, dbias if for_bias else None, None, None, None, None, None
 
 
@@ -130,9 +129,25 @@ def _line(mean: Tensor, rstd: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
     return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
-def _of(moment: Tensor, i: int, n: int) -> Tensor:
-    """What utterance i with n frames has of a (1, 1, C), (1, T, C) or (B, 1, C)."""
-    return moment[i if moment.shape[0] > 1 else 0, :n]
+def _pieces(lengths: list[int], over: str, size: int) -> list[tuple[int | slice, slice]]:
+    """Pieces x[who, when] that hold all real frames. An utterance each; with moments of every step all utterances in a
+    stretch of time, so that its moments are read from the cache, and of padding what lies between."""
+    if over != "step":
+        return [(i, slice(n)) for i, n in enumerate(lengths)]
+    steps = max(1, CACHED // (len(lengths) * size))
+    return [(slice(None), slice(t, t + steps)) for t in range(0, max(lengths), steps)]
+
+
+def _of(moment: Tensor, piece: tuple[int | slice, slice]) -> Tensor:
+    """What a piece has of a (1, 1, C), (1, T, C) or (B, 1, C)."""
+    who, when = piece
+    return moment[who if moment.shape[0] > 1 else 0, when]
+
+
+def _zero_padding(x: Tensor, lengths: list[int]) -> Tensor:
+    for i, n in enumerate(lengths):
+        x[i, n:] = 0.0
+    return x
 
 
 def _line_into(out: Tensor, rows: Tensor, scale: Tensor, shift: Tensor) -> None:
@@ -151,15 +166,15 @@ def _sums(
     if over == "step":
         sums = mean.new_zeros(2, 1, *x.shape[1:])
         for stretch, alive in alive_stretches(lengths, x.shape[2]):
-            columns = (side_by_side(m, stretch, alive).to(mean.dtype) for m in (g, x))
-            found = _column_sums(*columns, *(m[0, stretch].reshape(-1) for m in (mean, rstd)))
-            sums[:, 0, stretch] = found.view(2, -1, x.shape[2])
+            of_g, of_x = (of_alive(m, stretch, alive).to(mean.dtype) for m in (g, x))
+            torch.sum(of_g, 0, out=sums[0, 0, stretch])
+            torch.sum((of_x - mean[0, stretch]).mul_(of_g), 0, out=sums[1, 0, stretch]).mul_(rstd[0, stretch])
         return sums
     sums = mean.new_zeros(2, x.shape[0], 1, x.shape[2])
     for i, n in enumerate(lengths):
         if n:
             rows = (m[i, :n].to(mean.dtype).contiguous() for m in (g, x))
-            sums[:, i, 0] = _column_sums(*rows, *(_of(m, i, n)[0] for m in (mean, rstd)))
+            sums[:, i, 0] = _column_sums(*rows, *(_of(m, (i, slice(n)))[0] for m in (mean, rstd)))
     return sums
 
 
@@ -198,7 +213,13 @@ def _shared(sums: Tensor, share: Tensor, how: Standard) -> Tensor:
 
 
 def _to_input(
-    g: Tensor, x: Tensor, mask: Tensor, scale: Tensor, line: tuple[Tensor, Tensor] | None, lengths: list[int] | None
+    g: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    line: tuple[Tensor, Tensor] | None,
+    over: str,
+    lengths: list[int] | None,
 ) -> Tensor:
     """dx = scale g + slope x + intercept on real frames, 0 in the padding; line = (slope, intercept)."""
     if lengths is None:
@@ -207,15 +228,14 @@ def _to_input(
             dx.add_(torch.addcmul(line[1], x.to(scale.dtype), line[0]))
         return dx.masked_fill_(~mask.unsqueeze(-1), 0.0).to(x.dtype)
     dx = x.new_empty(x.shape)
-    for i, n in enumerate(lengths):
-        rows, out, slope = g[i, :n], dx[i, :n], _of(scale, i, n)
+    for piece in _pieces(lengths, over, x.shape[2]):
+        rows, out, slope = g[piece], dx[piece], _of(scale, piece)
         exact = out if out.dtype == scale.dtype else torch.empty_like(out, dtype=scale.dtype)
         if line is None:
             torch.mul(rows, slope, out=exact)
         else:
-            _line_into(exact, x[i, :n], *(_of(part, i, n) for part in line))
+            _line_into(exact, x[piece], *(_of(part, piece) for part in line))
             exact.addcmul_(rows, slope)
         if exact is not out:
             out.copy_(exact)
-        dx[i, n:] = 0.0
-    return dx
+    return _zero_padding(dx, lengths)

@@ -30,7 +30,7 @@ NORMS = [name for name in NAMES if name not in IDENTITIES]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "_WORTH", 0 if request.param == "by_utterance" else 1 << 60)
     monkeypatch.setattr(moments, "_ROWS", 4)  # so that small batches have several parts, too
-    monkeypatch.setattr(moments, "_CACHED", 24)
+    monkeypatch.setattr(moments, "CACHED", 24)
 
 
 both_ways = pytest.mark.usefixtures("way")

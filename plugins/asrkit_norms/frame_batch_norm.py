@@ -58,8 +58,9 @@ class FrameBatchNorm(nn.Module):
         self._refuse_batch_of_one(x, batch)
         self._update(batch)
         moments, own = batch, torch.ones_like(batch.frames)
-        if bool((batch.frames < 2).any()):
-            moments, own = or_stored(batch, self.statistics(batch.frames.shape[1])[0])
+        few = (batch.frames[0, :, 0] < 2).nonzero()
+        if len(few):
+            moments, own = self._or_running(batch, int(few[0]))
         self._count(mask, own == 0, first=True)
         return standardize(x, mask, moments, self.how, self.affine(), own)
 
@@ -84,6 +85,15 @@ class FrameBatchNorm(nn.Module):
             moments, fallback = Moments(*(m[:, now] for m in self._at_test[0])), self._at_test[1][:, now]
         self._count(mask, fallback, first=t == 0)
         return standardize(x, mask, moments, self.how._replace(over="batch"), self.affine(), own).squeeze(1)
+
+    def _or_running(self, batch: Moments, first: int) -> tuple[Moments, Tensor]:
+        """The batch's moments (1, T, C), from step `first` on only where they rest on 2 frames or more, else the
+        running ones; and own (1, T, 1): 1 where the batch's."""
+        rest = Moments(*(m[:, first:] for m in batch))
+        moments, own = or_stored(rest, self.statistics(batch.frames.shape[1] - first, first)[0])
+        ours = batch.frames.new_ones(1, first, 1)
+        joined = (torch.cat([m[:, :first], late], 1) for m, late in zip(batch, moments, strict=True))
+        return Moments(*joined), torch.cat([ours, own], 1)
 
     def statistics(self, steps: int, first: int = 0) -> tuple[Moments, Tensor]:
         """Running moments (1, T, C) of T = `steps` from `first` on, and which of them are on the tail (1, T, 1)."""
