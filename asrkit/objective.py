@@ -3,7 +3,7 @@
 Without any of them there is no such object, and the loss is that of asrkit.ctc to the last bit. What lives here, output
 layers of inner layers and sums for the prior, is trained and saved in checkpoints; a model that is saved leaves it out.
 
-Letters: B utterances, T' output frames, V labels, D features of a layer.
+Letters: B utterances, T' output frames, V labels, D features of a layer. docs/cures.md says when which cure helps.
 """
 
 from __future__ import annotations
@@ -58,38 +58,21 @@ class Objective(nn.Module):
     posteriors: Tensor
     frames: Tensor
 
-    @contextmanager
-    def listening(self) -> Iterator[Kept]:
-        """While a batch goes through the model: what the watched layers give, in their order."""
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def hook(place: int) -> Callable[..., None]:
-            return lambda _module, _inputs, output: kept.__setitem__(place, output)
-
-        handles = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(self.watched)]
-        found: Kept = []
-        try:
-            yield found
-            found += [kept[place] for place in range(len(self.watched))]
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def forward(
         self, loss: Loss, log_probs: Tensor, lengths: Tensor, inner: Kept, targets: Tensor, target_lengths: Tensor,
         ids: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What is minimized (B,), and the plain CTC loss of the output layer (B,), both in nats."""
         labels = (targets, target_lengths, ids)
-        plain = loss(log_probs, lengths, *labels)
-        total = plain
+        with_prior = self.prior > 0 and bool(self.has_prior)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not with_prior):
+            total = plain = loss(log_probs, lengths, *labels)
         if self.gather:
             self._count(log_probs.detach(), lengths)
-        if self.prior and bool(self.has_prior):
+        if with_prior:
             scores, constants = renormalized(log_probs, self.log_prior, self.prior)
             real = frame_mask(lengths.to(constants.device), constants.shape[1])
             total = loss(scores, lengths, *labels) - (constants * real).sum(1)
-            plain = plain.detach()
         if self.weight:
             others = [
                 loss(head(x.float()), n.cpu(), *labels) for head, (x, n) in zip(self.heads, inner, strict=True)
@@ -112,6 +95,25 @@ class Objective(nn.Module):
             head.log_prior.copy_(self.log_prior)
         self.posteriors.zero_()
         self.frames.zero_()
+
+
+@contextmanager
+def listening(objective: Objective | None) -> Iterator[Kept]:
+    """While a batch goes through the model: what the watched layers of its objective give, in their order."""
+    watched = [] if objective is None else objective.watched
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hook(place: int) -> Callable[..., None]:
+        return lambda _module, _inputs, output: kept.__setitem__(place, output)
+
+    handles = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(watched)]
+    found: Kept = []
+    try:
+        yield found
+        found += [kept[place] for place in range(len(watched))]
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def make_objective(section: Mapping[str, Any], encoder: Encoder, num_labels: int) -> Objective | None:

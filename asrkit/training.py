@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import speechbrain as sb
@@ -28,6 +27,7 @@ from asrkit.diagnostics.monitor import Monitor
 from asrkit.errors import NumericError, RecipeError, StoppedError
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
+from asrkit.objective import listening
 from asrkit.position import Position, StopSignal, peak_memory, step_seed
 from asrkit.preparation import Split
 from asrkit.runs import MetricsLog
@@ -202,7 +202,7 @@ class CTCBrain(sb.Brain):
         if not torch.isfinite(batch.features).all():
             return self._refuse(batch, "features")
         objective = self.model.acoustic.objective
-        with self.training_ctx, objective.listening() if objective is not None else nullcontext([]) as inner:
+        with self.training_ctx, listening(objective) as inner:
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
         if (record := self.monitor.first_batch(batch, log_probs, lengths, self.position.update)) is not None:
             self.log.append(record)

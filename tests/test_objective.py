@@ -19,7 +19,7 @@ from asrkit.ctc import CTCHead, ctc_loss, renormalized
 from asrkit.errors import RecipeError, StoppedError
 from asrkit.experiment import check_recipe, train
 from asrkit.model import build_model
-from asrkit.objective import Objective
+from asrkit.objective import Objective, listening
 from asrkit.recipe import load_recipe
 from asrkit.schema import SCHEMA
 
@@ -152,7 +152,7 @@ def test_the_loss_is_the_weighted_mean_with_the_losses_of_the_inner_layers(tmp_p
     objective = acoustic.objective
     assert isinstance(objective, Objective)
     features, lengths = torch.randn(3, 30, 16), torch.tensor([30, 22, 27])
-    with objective.listening() as inner:
+    with listening(objective) as inner:
         log_probs, out = acoustic(features, lengths)
     total, plain = objective(ctc_loss, log_probs, out, inner, TARGETS, TARGET_LENGTHS)
 
@@ -287,3 +287,11 @@ def test_a_refused_batch_is_not_in_the_prior(tmp_path: Path, corpus: Path, monke
     result = trained(tmp_path, corpus, ("ctc.label_prior", 0.5), ("training.epochs", 1))
     assert result.last["train"]["refused_batches"] == 1
     assert seen[0] == seen[1] < seen[2]
+
+
+def test_inner_losses_with_half_precision(tmp_path: Path, corpus: Path) -> None:
+    """The layers give bfloat16, their output layers count in float32."""
+    options = [*CURES["intermediate"], ("training.precision", "bf16"), ("training.epochs", 1)]
+    figures = trained(tmp_path, corpus, *options).last["train"]
+    assert 0 < figures["objective"] < 100
+    assert "refused_batches" not in figures
