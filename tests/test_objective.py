@@ -16,6 +16,7 @@ from toy import RECIPE, make_corpus, sigterm_after
 from asrkit.bundle import load_bundle
 from asrkit.checkpoints import Checkpoints
 from asrkit.ctc import CTCHead, ctc_loss, renormalized
+from asrkit.diagnostics.run import diagnose_run
 from asrkit.errors import RecipeError, StoppedError
 from asrkit.experiment import check_recipe, train
 from asrkit.model import build_model
@@ -295,3 +296,15 @@ def test_inner_losses_with_half_precision(tmp_path: Path, corpus: Path) -> None:
     figures = trained(tmp_path, corpus, *options).last["train"]
     assert 0 < figures["objective"] < 100
     assert "refused_batches" not in figures
+
+
+def test_the_diagnosis_does_not_take_layers_of_training_for_findings(tmp_path: Path, corpus: Path) -> None:
+    """Output layers of inner layers give no output; after 30 updates the trained weights are looked at too."""
+    options = [("training.epochs", 10), ("training.evaluate_every", 10)]
+    result = trained(tmp_path, corpus, *CURES["prior"], *CURES["intermediate"], *options)
+    assert result.last["step"] >= 30
+    found = diagnose_run(result.folder)
+    assert found.without_data is None
+    assert [one for one in found.findings if "objective" in f"{one.layer} {one.measured}"] == []
+    plain = diagnose_run(trained(tmp_path, corpus, *options, output="plain").folder)
+    assert {one.code for one in found.findings if one.severity == "error"} <= {one.code for one in plain.findings}
