@@ -27,8 +27,8 @@ class BatchSampler(Sampler[list[int]]):
     frames: length of every utterance (N,). batch_frames: at most this many frames in a batch, padding included (a
     longer utterance makes a batch of its own). batch_size: at most this many utterances. order: `bucketed` (shuffled,
     similar lengths together, batches in random order; in epoch 1 the longest batch comes first, so that memory fails
-    early), `ascending` (by length: SortaGrad's first epoch, evaluation), `random`, `file`. `set_epoch` and `skip`
-    choose where to stand.
+    early), `ascending` (by length: SortaGrad's first epoch, evaluation), `random`, `file`. first_epoch: the
+    order of epoch 1, where it is another one. `set_epoch` and `skip` choose where to stand.
     """
 
     frames: Sequence[int]
@@ -36,15 +36,15 @@ class BatchSampler(Sampler[list[int]]):
     batch_size: int | None
     order: str = "bucketed"
     seed: int = 1
+    first_epoch: str | None = None
     epoch: int = 1
     skip: int = 0
     _cached: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise RecipeError(
-                f"training.order = {self.order!r}", possible=nearest(str(self.order), ORDERS), reason="order"
-            )
+        for key, order in (("order", self.order), ("first_epoch", self.first_epoch or self.order)):
+            if order not in ORDERS:
+                raise RecipeError(f"training.{key} = {order!r}", possible=nearest(str(order), ORDERS), reason="order")
         if not self.batch_frames and not self.batch_size:
             raise RecipeError(
                 "neither training.batch_frames nor training.batch_size is set", fix="set one of them", reason="batch"
@@ -69,10 +69,11 @@ class BatchSampler(Sampler[list[int]]):
     def _make(self) -> list[list[int]]:
         frames = np.asarray(self.frames, dtype=np.int64)
         random = np.random.default_rng([self.seed, self.epoch])
-        order = np.arange(len(frames)) if self.order == "file" else random.permutation(len(frames))
-        if self.order == "ascending":
+        kind = self.first_epoch if self.first_epoch and self.epoch == 1 else self.order
+        order = np.arange(len(frames)) if kind == "file" else random.permutation(len(frames))
+        if kind == "ascending":
             order = order[np.argsort(frames[order], kind="stable")]
-        if self.order != "bucketed":
+        if kind != "bucketed":
             return self._cut(order, frames)
         # Sorting all clips would give the same neighbours every epoch; a noise of 10 % of the length does not.
         noisy = frames[order] * random.uniform(0.95, 1.05, len(order))

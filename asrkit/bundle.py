@@ -56,10 +56,13 @@ def save_bundle(
 ) -> None:
     """Write the bundle. `facts`: data hashes, exclusions, metrics (JSON data); `card`: the model card, Markdown."""
     model.eval()
+    model.acoustic.objective = None  # of training only
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.acoustic.state_dict().items()}
     files = {"model.safetensors": save_tensors(tensors), **tokenizer.files()}
     plugin = registry.describe("encoders", recipe["encoder"])
     sections: dict[str, Any] = {part: recipe[part] for part in PARTS if part in recipe}
+    if prior := (recipe.get("ctc") or {}).get("decode_prior"):
+        sections["ctc"] = {"decode_prior": prior}
     if defects_of(recipe):
         sections["defects"] = list(defects_of(recipe))
     sections["data"] = {"sample_rate": recipe["data"]["sample_rate"]}
@@ -133,6 +136,7 @@ def _build(path: Path, config: dict[str, Any]) -> tuple[CTCModel, Any]:
     check_architecture(recipe, tokenizer.size, header, path)
     data = _read_file(files["model.safetensors"], config["files"]["model.safetensors"])
     model = build_model(recipe, tokenizer.size)
+    model.acoustic.objective = None  # of training only
     _fill(model.acoustic, data, path)
     return model, tokenizer
 

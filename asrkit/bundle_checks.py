@@ -126,6 +126,9 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
                 raise Foreign(f"recipe.{part}.{key} = {shown(value)}")
     if not all(isinstance(name, str) and name in DEFECTS for name in _need({"defects": [], **recipe}, "defects", list)):
         raise Foreign(f"recipe.defects = {shown(recipe['defects'])}")
+    ctc = _need({"ctc": {}, **recipe}, "ctc", dict, "recipe.")
+    if not set(ctc) <= {"decode_prior"} or not 0 <= _need({"decode_prior": 0.0, **ctc}, "decode_prior", float) <= 1:
+        raise Foreign(f"recipe.ctc = {shown(ctc)}")
     rate = _need(recipe["data"], "sample_rate", int, "recipe.data.")
     if not RATES[0] <= rate <= RATES[1]:
         raise Foreign(f"recipe.data.sample_rate = {shown(rate)}, possible are {RATES[0]} to {RATES[1]}")
@@ -264,7 +267,8 @@ class _NoNumbers(TorchFunctionMode):
 
 def _shapes(recipe: dict[str, Any], size: int, num_labels: int) -> AcousticModel:
     def build() -> AcousticModel:
-        return AcousticModel(CMVN(size=size, **recipe["cmvn"]), None, build_encoder(recipe, size), num_labels)
+        prior = (recipe.get("ctc") or {}).get("decode_prior", 0.0)
+        return AcousticModel(CMVN(size=size, **recipe["cmvn"]), None, build_encoder(recipe, size), num_labels, prior)
 
     try:
         with _NoNumbers():

@@ -18,14 +18,37 @@ BLANK = 0
 
 
 class CTCHead(nn.Module):
-    """Encoder output (B, T', D) -> log-probabilities (B, T', V), in float32 whatever the precision of the encoder."""
+    """Encoder output (B, T', D) -> log-probabilities (B, T', V), in float32 whatever the precision of the encoder.
 
-    def __init__(self, input_size: int, num_labels: int) -> None:
+    `decode_prior`: in evaluation they are those of p / q^decode_prior, q (V,) the mean posterior in training, so frames
+    where blank is likely, but less than usual, speak. 0: p, and nothing is kept.
+    """
+
+    def __init__(self, input_size: int, num_labels: int, decode_prior: float = 0.0) -> None:
         super().__init__()
         self.linear = nn.Linear(input_size, num_labels)
+        self.decode_prior = decode_prior
+        if decode_prior:
+            self.register_buffer("log_prior", torch.zeros(num_labels))
+
+    log_prior: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x).float().log_softmax(-1)
+        log_probs = self.linear(x).float().log_softmax(-1)
+        if self.decode_prior and not self.training:
+            return renormalized(log_probs, self.log_prior, self.decode_prior)[0]
+        return log_probs
+
+
+def renormalized(log_probs: Tensor, log_prior: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Scores s = log_probs (B, T', V) - scale log_prior (V,) as log-probabilities s - c, and c (B, T') = log sum exp s.
+
+    Every path through the frames has one score a frame, so the CTC loss of s is that of s - c, minus the sum of c. In
+    this form torch's gradient is right: given s itself its backward would take exp(s) for probabilities.
+    """
+    scores = log_probs - scale * log_prior
+    constants = scores.logsumexp(-1)
+    return scores.log_softmax(-1), constants
 
 
 def required_frames(labels: Sequence[int]) -> int:

@@ -254,12 +254,25 @@ class StackEncoder(Encoder):
         return Residual(self._chain(layers, size, channels, f"{where}.residual"), size, channels)
 
     def _repeat(self, options: Any, size: int, channels: int, where: str) -> Layer:
-        if not isinstance(options, dict) or set(options) != {"times", "layers"}:
-            raise ValueError("it needs times and layers")
-        times, layers = options["times"], options["layers"]
+        if not isinstance(options, dict) or not {"times", "layers"} <= set(options) <= {"times", "layers", "residual"}:
+            raise ValueError("it needs times and layers, and takes residual")
+        times, layers, residual = options["times"], options["layers"], options.get("residual", False)
         if isinstance(times, bool) or not isinstance(times, int) or times < 1 or not isinstance(layers, list):
             raise ValueError("times is an integer of at least 1, layers a list")
+        if not isinstance(residual, bool):
+            raise ValueError("residual is true or false")
+        if residual:
+            return self._residual_blocks(times, layers, size, channels, f"{where}.repeat")
         return self._chain(layers * times, size, channels, f"{where}.repeat")
+
+    def _residual_blocks(self, times: int, layers: list[Any], size: int, channels: int, where: str) -> Chain:
+        """Each time x + layers(x), from the same weights as without."""
+        blocks: list[Layer] = []
+        into = size, channels
+        for _ in range(times):
+            blocks.append(Residual(self._chain(layers, size, channels, where), size, channels, widen=True))
+            size, channels = blocks[-1].output_size, blocks[-1].channels
+        return Chain(blocks, *into)
 
 
 def _leaves(layer: Layer) -> Iterator[Layer]:

@@ -121,7 +121,7 @@ def _check_gain(gain: Any) -> None:
 
 def signature(name: str) -> str:
     """The options of a layer as text, with their defaults."""
-    fixed = {"repeat": "{times: N, layers: [...]}", "residual": "[layers]"}
+    fixed = {"repeat": "{times: N, layers: [...], residual: false}", "residual": "[layers]"}
     if name in fixed or name.removeprefix("bi") not in TAKERS:
         return fixed.get(name, "no options")
     return ", ".join(str(p).replace("'", "") for p in _parameters(name).values()) or "no options"

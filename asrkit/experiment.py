@@ -59,6 +59,7 @@ def check_recipe(recipe: dict[str, Any]) -> None:
             reason="several_processes",
         )
     training = recipe["training"]
+    _check_cures(recipe)
     encoder = encoder_class(recipe["encoder"])
     if encoder.batch_statistics and training["accumulation"] > 1 and recipe["norm"]["batch"] != "micro":
         raise RecipeError(
@@ -77,6 +78,19 @@ def check_recipe(recipe: dict[str, Any]) -> None:
             possible="batches of at least 2 utterances (better 8), or another encoder",
             fix="raise training.batch_size, or set norm.allow_batch_of_one=true to train on running statistics alone",
             reason="batch_of_one",
+        )
+
+
+def _check_cures(recipe: dict[str, Any]) -> None:
+    """Cures of the loss beside defects of the loss: there would be no telling what a figure means."""
+    section = recipe.get("ctc") or {}
+    changed = section.get("label_prior") or (section.get("intermediate") or {}).get("weight")
+    faulty = {"mel_axis_lengths", "zero_infinity"} & set(defects_of(recipe))
+    if changed and faulty:
+        raise RecipeError(
+            f"ctc.label_prior or ctc.intermediate with the defect {min(faulty)}",
+            fix="take out one of them",
+            reason="cure_with_defect",
         )
 
 
@@ -192,6 +206,7 @@ def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder:
     best = brain.store.best() or brain.store.latest()
     if best is not None:
         prepared.model.cpu().acoustic.load_state_dict(best.model())
+    prepared.model.acoustic.objective = None  # what only training needs is no part of the model from here on
     figures = next((e for e in epochs if best is not None and e["step"] == best.step), epochs[-1] if epochs else {})
     facts = {
         "splits": {name: split.hash for name, split in prepared.splits.items()},

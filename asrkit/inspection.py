@@ -24,6 +24,7 @@ def describe_model(recipe: dict[str, Any], labels: int | None, seconds: float) -
         alphabet = registry.load("text", recipe["text"]["rules"])().alphabet
         labels = len(alphabet) + 1 if alphabet else 29
     model = build_model(recipe, labels).eval()
+    model.acoustic.objective = None  # of training only
     if model.acoustic.cmvn.mode == "global":  # there is no data to fit it to, and the shapes do not depend on it
         model.acoustic.cmvn.frames.fill_(1)
     rows: list[Row] = []

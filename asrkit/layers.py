@@ -171,14 +171,20 @@ class Chain(Layer):
 
 
 class Residual(Layer):
-    """x + layers(x); the layers must keep size and frames."""
+    """x + layers(x), with layers that keep size and frames (He et al. 2016, arXiv 1512.03385, equation 1).
 
-    def __init__(self, chain: Chain, input_size: int, channels: int = 1) -> None:
+    `widen`: layers that make more features than they are given are taken too; x then gets zeros for the new ones, which
+    costs no parameters (section 3.3 there, option A).
+    """
+
+    def __init__(self, chain: Chain, input_size: int, channels: int = 1, *, widen: bool = False) -> None:
         super().__init__()
-        self.chain, self.output_size, self.channels = chain, input_size, channels
+        self.more = chain.output_size - input_size if widen else 0
+        self.chain, self.output_size = chain, input_size + max(self.more, 0)
+        self.channels = 1 if self.more else channels
         frames = torch.arange(1001)
         kept = chain.num_frames(frames) == frames
-        if chain.output_size != input_size or not bool(kept.all()):
+        if chain.output_size != self.output_size or not bool(kept.all()):
             count = 1000 if bool(kept.all()) else int(frames[~kept].max())
             raise RecipeError(
                 f"residual: its layers map {input_size} features to {chain.output_size} and {count} frames to "
@@ -189,7 +195,15 @@ class Residual(Layer):
             )
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return x + self.chain(x, lengths)[0], lengths
+        y = self.chain(x, lengths)[0]
+        return (nn.functional.pad(x, (0, self.more)) if self.more else x) + y, lengths
+
+
+class Identity(nn.Module):
+    """x itself: what takes an activation out of a recipe by an option, such as `--layers.1=identity`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class ClippedReLU(nn.Module):
@@ -206,6 +220,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "leaky_relu": nn.LeakyReLU,
     "clipped_relu": ClippedReLU,
+    "identity": Identity,
 }
 
 

@@ -35,6 +35,7 @@ class Meter:
     lr: float = 0.0
     refused: int = 0
     skipped: int = 0
+    objective: float = 0.0  # what was minimized, where that is not the CTC loss alone
 
     def add_loss(self, nll: Tensor, labels: int, frames: int) -> None:
         """One batch: nll (B,) in nats."""
@@ -88,6 +89,8 @@ class Meter:
             figures["refused_batches"] = self.refused
         if self.skipped:
             figures["skipped_updates"] = self.skipped
+        if self.objective:
+            figures["objective"] = self.objective / max(self.labels, 1)
         return figures
 
     def state(self) -> dict[str, Any]:

@@ -9,22 +9,31 @@ from torch import Tensor, nn
 
 from asrkit import registry
 from asrkit.augment import SpecAugment
-from asrkit.ctc import CTCHead
+from asrkit.ctc import BLANK, CTCHead
 from asrkit.defects import defects_of, features_section, install
 from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import AsrkitError, RecipeError
 from asrkit.features import CMVN, FeatureExtractor
+from asrkit.objective import Objective, make_objective
 
 
 class AcousticModel(nn.Module):
     """Features (B, T, F) and lengths (B,) -> log-probabilities (B, T', V) and lengths (B,): all that is trained."""
 
-    def __init__(self, cmvn: CMVN, spec_augment: SpecAugment | None, encoder: Encoder, num_labels: int) -> None:
+    def __init__(
+        self,
+        cmvn: CMVN,
+        spec_augment: SpecAugment | None,
+        encoder: Encoder,
+        num_labels: int,
+        decode_prior: float = 0.0,
+    ) -> None:
         super().__init__()
         self.cmvn = cmvn
         self.spec_augment = spec_augment or nn.Identity()
         self.encoder = encoder
-        self.head = CTCHead(encoder.output_size, num_labels)
+        self.head = CTCHead(encoder.output_size, num_labels, decode_prior)
+        self.objective: Objective | None = None  # what the recipe adds to the CTC loss
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         features = self.cmvn(features, lengths)
@@ -108,8 +117,14 @@ def build_model(recipe: dict[str, Any], num_labels: int) -> CTCModel:
         features = build_features(recipe)
         cmvn = _construct_cmvn(recipe["cmvn"], features.size)
         augment = _construct_augment(recipe.get("spec_augment"))
-        acoustic = AcousticModel(cmvn, augment, build_encoder(recipe, features.size), num_labels)
+        section = recipe.get("ctc") or {}  # a recipe of before it, or a saved model, has none
+        encoder = build_encoder(recipe, features.size)
+        acoustic = AcousticModel(cmvn, augment, encoder, num_labels, float(section.get("decode_prior") or 0.0))
+        acoustic.objective = make_objective(section, encoder, num_labels)
     install(acoustic, defects_of(recipe), recipe["seed"])
+    if bias := section.get("blank_bias"):
+        with torch.no_grad():
+            acoustic.head.linear.bias[BLANK] += bias
     return CTCModel(features, acoustic)
 
 

@@ -27,6 +27,7 @@ LAYER_OPTIONS: dict[str, tuple[str, ...]] = {
     "linear": ("size", "bias"),
     "dropout": ("p",),
     **dict.fromkeys(("gru", "bigru", "lstm", "bilstm"), _RECURRENT),
+    "repeat": ("times", "layers", "residual"),
 }
 
 

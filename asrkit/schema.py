@@ -73,6 +73,12 @@ SCHEMA: dict[str, Any] = {
         "renorm_warmup": 1000,
         "batch": "update",  # micro: with accumulation, batch statistics are those of the micro-batch, and you know it
     },
+    "ctc": {  # cures, see docs/cures.md
+        "blank_bias": 0.0,  # added to the output layer's first bias of the blank
+        "label_prior": 0.0,  # alpha: training scores are log p - alpha log q, q the last epoch's mean posterior
+        "decode_prior": 0.0,  # and what a trained model gives is p / q to this power
+        "intermediate": {"weight": 0.0, "after": None},  # losses on recurrent layers of these numbers; null: the middle
+    },
     "decoder": {"name": "greedy"},
     "defects": [],  # names of DEFECTS
     "training": {
@@ -91,6 +97,7 @@ SCHEMA: dict[str, Any] = {
         "batch_frames": 20000,  # feature frames, padding included
         "batch_size": None,  # utterances at most
         "order": "bucketed",
+        "first_epoch": None,  # another order for the first epoch, such as ascending (SortaGrad)
         "accumulation": 1,
         "precision": "fp32",
         "device": "auto",

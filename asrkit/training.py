@@ -27,6 +27,7 @@ from asrkit.diagnostics.monitor import Monitor
 from asrkit.errors import NumericError, RecipeError, StoppedError
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
+from asrkit.objective import listening
 from asrkit.position import Position, StopSignal, peak_memory, step_seed
 from asrkit.preparation import Split
 from asrkit.runs import MetricsLog
@@ -70,7 +71,7 @@ class CTCBrain(sb.Brain):
         self.meter = Meter()
         self.refused_in_row = 0
         self.stop = StopSignal()
-        self.sampler = self._sampler(train, self.options["order"])
+        self.sampler = self._sampler(train, self.options["order"], self.options.get("first_epoch"))
         self._buffers = [b for b in self.modules.buffers() if b.numel()]
         self._saved_buffers = [torch.empty_like(b) for b in self._buffers]
         self._before = Meter()  # the sums at the start of the accumulation group
@@ -141,9 +142,9 @@ class CTCBrain(sb.Brain):
         while not self.position.finished and self.position.epoch <= self.options["epochs"]:
             yield self.position.epoch
 
-    def _sampler(self, split: Split, order: str) -> BatchSampler:
+    def _sampler(self, split: Split, order: str, first: str | None = None) -> BatchSampler:
         options = self.options
-        return BatchSampler(split.frames, options["batch_frames"], options["batch_size"], order, self.seed)
+        return BatchSampler(split.frames, options["batch_frames"], options["batch_size"], order, self.seed, first)
 
     def _loader(self, split: Split) -> DataLoader[Any]:
         return DataLoader(split, batch_sampler=self._sampler(split, "ascending"), collate_fn=collate)
@@ -188,6 +189,8 @@ class CTCBrain(sb.Brain):
                 if self.should_step and time.monotonic() - last_saved > 60 * self.options["checkpoint_minutes"]:
                     self._save()
                     last_saved = time.monotonic()
+        if self.model.acoustic.objective is not None:
+            self.model.acoustic.objective.end_epoch(self.model.acoustic.head)
         self.seconds = time.monotonic() - started
         self.frames_per_second = (self.meter.frames - seen) / max(self.seconds, 1e-9)
         self.on_stage_end(Stage.TRAIN, self.meter.nll / max(self.meter.labels, 1), epoch)
@@ -198,20 +201,27 @@ class CTCBrain(sb.Brain):
             return torch.zeros(())
         if not torch.isfinite(batch.features).all():
             return self._refuse(batch, "features")
-        with self.training_ctx:
+        objective = self.model.acoustic.objective
+        with self.training_ctx, listening(objective) as inner:
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
         if (record := self.monitor.first_batch(batch, log_probs, lengths, self.position.update)) is not None:
             self.log.append(record)
-        nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
-        if not torch.isfinite(nll).all():
+        if objective is None:
+            total = nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
+        else:
+            targets = batch.targets.to(log_probs.device)
+            total, nll = objective(self.loss, log_probs, lengths, inner, targets, batch.target_lengths, batch.ids)
+        if not torch.isfinite(total).all():
             return self._refuse(batch, "loss")
-        loss = nll.sum() / self.group_labels
+        loss = total.sum() / self.group_labels
         self.batch_loss = float(nll.detach().sum() / batch.target_lengths.sum())
         self.scaler.scale(loss).backward()
         if self.should_step and not self._update(batch):
             return self._refuse(batch, "gradient")
         self.refused_in_row = 0
         self.meter.add_loss(nll.detach(), int(batch.target_lengths.sum()), int(batch.lengths.sum()))
+        if objective is not None:
+            self.meter.objective += float(total.detach().sum())
         self.meter.add_outputs(log_probs, lengths, [self.train_split.texts[row] for row in batch.rows], self.tokenizer)
         return loss.detach()
 

@@ -18,6 +18,7 @@ from asrkit.errors import RecipeError, nearest
 from asrkit.schema import DEFECTS
 
 _MISSING = object()
+ORDERS = ("bucketed", "ascending", "random", "file")  # as asrkit.batching, which imports torch
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ def _is_decibels(value: Any) -> bool:
 
 def _is_device(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value) is not None
+
+
+def _is_places(value: Any) -> bool:
+    rule = whole(1)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and len(set(map(str, value))) == len(value)
+        and all(map(rule.accepts, value))
+    )
 
 
 def _is_defects(value: Any) -> bool:
@@ -203,6 +214,13 @@ RULES: dict[str, Rule] = {
     "norm.renorm_d": number(0),
     "norm.renorm_warmup": whole(0),
     "norm.batch": one_of("update", "micro"),
+    "ctc.blank_bias": Rule("a number from -20 to 20", number(-20, 20).accepts),
+    "ctc.label_prior": SHARE,
+    "ctc.decode_prior": SHARE,
+    "ctc.intermediate.weight": number(0, 1, below=True),
+    "ctc.intermediate.after": Rule(
+        "a list of different whole numbers from 1 such as [4, 8]", _is_places, nullable=True
+    ),
     "decoder.name": plugin("decoders"),
     "defects": Rule(f"a list of {', '.join(DEFECTS)}", _is_defects),
     "training.epochs": whole(1),
@@ -219,7 +237,8 @@ RULES: dict[str, Rule] = {
     "training.clip": optional(number(0, above=True)),
     "training.batch_frames": whole(1, nullable=True),
     "training.batch_size": whole(1, nullable=True),
-    "training.order": one_of("bucketed", "ascending", "random", "file"),
+    "training.order": one_of(*ORDERS),
+    "training.first_epoch": optional(one_of(*ORDERS)),
     "training.accumulation": whole(1),
     "training.precision": one_of("fp32", "bf16", "fp16"),
     "training.device": Rule("auto, cpu, cuda, cuda:0, cuda:1, ...", _is_device),

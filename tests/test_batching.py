@@ -92,3 +92,18 @@ def test_collate_pads_and_keeps_integer_lengths() -> None:
     assert batch.target_lengths.tolist() == [2, 1]
     assert batch.ids == ("a", "b")
     assert batch.rows == (3, 7)
+
+
+def test_the_first_epoch_may_have_an_order_of_its_own() -> None:
+    """SortaGrad: by the longest clip of each batch in epoch 1; all later epochs are as without."""
+    sampler = BatchSampler(FRAMES, 8000, None, seed=3, first_epoch="ascending")
+    longest = [max(FRAMES[row] for row in batch) for batch in sampler.batches()]
+    assert longest == sorted(longest)
+    plain = BatchSampler(FRAMES, 8000, None, seed=3)
+    assert sampler.batches() != plain.batches()
+    for epoch in (2, 3):
+        sampler.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        assert sampler.batches() == plain.batches()
+    with pytest.raises(RecipeError, match=r"training\.first_epoch = 'sorted'"):
+        BatchSampler(FRAMES, 8000, None, first_epoch="sorted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from test_invariances import COLUMNS, TABLES
 
 from asrkit import registry
+from asrkit.schema import SCHEMA
+from asrkit.study.plan import common, load_study
 
 PAGE = Path(__file__).parents[1] / "docs" / "normalization.md"
 
@@ -34,6 +37,22 @@ def test_the_page_names_every_strategy() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     ours = {p.name for p in registry.list_plugins("encoders") if p.package == "asrkit"}
     assert ours <= named
+
+
+def test_the_page_of_cures_names_every_key_and_every_arm_of_its_study() -> None:
+    text = (PAGE.parent / "cures.md").read_text(encoding="utf-8")
+    study = load_study(PAGE.parents[1] / "recipes" / "common_voice_es" / "cures_study.yaml")
+    cures = study.definition["axes"]["cure"]
+    assert cures["plain"] == {}
+    keys = {f"ctc.{key}" for key in SCHEMA["ctc"]} | {key for options in cures.values() for key in options}
+    missing = [key for key in keys if key not in text and key.rpartition(".")[2] not in text]
+    assert missing == []
+    for cell in study.cells:  # each arm is another recipe
+        repeat = cell.settings["layers"][3]["repeat"]
+        assert repeat.get("residual", False) is ("residual" in cell.axes["cure"])
+        assert ("relu" not in repeat["layers"]) is ("no_relu" in cell.axes["cure"])
+    different = {json.dumps(common(cell.settings), sort_keys=True) for cell in study.cells if cell.seed == 1}
+    assert len(different) == len(cures) == 12
 
 
 def test_the_picture_is_what_its_script_draws(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ CHAINS = [
     [CONTEXTS[3], {"linear": 6}, CONVS[8], "relu", CONVS[2]],
     [CONVS[2], CONVS[1], {"bigru": 3}, CONTEXTS[1]],
     [{"repeat": {"times": 3, "layers": [CONTEXTS[3], {"linear": 4}]}}],
+    [{"repeat": {"times": 2, "residual": True, "layers": ["norm", {"bigru": 5}]}}, CONTEXTS[3]],
     [{"linear": 6}, {"residual": [{"conv": {"channels": 1}}]}, CONVS[4], "norm"],
 ]
 STACKS = [[layer] for layer in CONVS + CONTEXTS] + CHAINS
@@ -151,6 +153,31 @@ def test_residual_adds_its_input() -> None:
     assert named.output_size == SIZE
 
 
+def test_residual_blocks_add_their_input_beside_zeros() -> None:
+    """`repeat: {residual: true}`, block by block in NumPy's terms: 12 features of 9, then 12 of 12."""
+    torch.manual_seed(3)
+    encoder = build({"repeat": {"times": 3, "residual": True, "layers": [{"linear": 12}, "tanh"]}})
+    torch.manual_seed(3)
+    plain = build({"repeat": {"times": 3, "layers": [{"linear": 12}, "tanh"]}})
+    weights = list(encoder.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(weights, plain.parameters(), strict=True))
+    x = torch.randn(2, 6, SIZE)
+    y, lengths = encoder(x, torch.tensor([6, 4]))
+    expected = x.detach().numpy()
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        layer = np.tanh(expected @ weight.detach().numpy().T + bias.detach().numpy())
+        layer[..., : expected.shape[2]] += expected
+        expected = layer
+    np.testing.assert_allclose(y[0].detach().numpy(), expected[0], atol=1e-5)
+    np.testing.assert_allclose(y[1, :4].detach().numpy(), expected[1, :4], atol=1e-5)
+    assert lengths.tolist() == [6, 4]
+
+
+def test_identity_stands_where_an_activation_stood() -> None:
+    x, lengths = torch.randn(2, 6, SIZE), torch.tensor([6, 6])
+    assert torch.equal(build("identity", {"dropout": 0.1})(x, lengths)[0], x)
+
+
 def test_repeat_makes_layers_of_their_own() -> None:
     """`repeat` is the layers written out: as many weights, none shared, in the same order."""
     block = [{"linear": 7}, "norm", "relu"]
@@ -225,6 +252,9 @@ WRONG = [
     ({"repeat": {"times": True, "layers": ["relu"]}}, "times is an integer of at least 1"),
     ({"repeat": {"times": 0, "layers": ["relu"]}}, "times is an integer of at least 1"),
     ({"repeat": {"layers": ["relu"]}}, "it needs times and layers"),
+    ({"repeat": {"times": 2, "layers": ["relu"], "residual": 1}}, "residual is true or false"),
+    ({"repeat": {"times": 2, "layers": [{"linear": 4}], "residual": True}}, "its layers map 9 features to 4"),
+    ({"identity": 3}, "identity does not take 3 (it has no options)"),
     ({"residual": [{"linear": 4}]}, "residual: its layers map 9 features to 4 and 1000 frames to 1000"),
     ({"residual": [{"context": {"stride": 2}}]}, "1000 frames to 500"),
     ({"residual": {"layers": ["relu"], "scale": 2}}, "it needs layers and nothing else"),

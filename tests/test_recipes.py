@@ -39,6 +39,7 @@ def recipe(name: str, *overrides: tuple[str, Any]) -> dict[str, Any]:
 
 def test_the_recipes_are_counted() -> None:
     assert [path.stem for path in RECIPES] == [
+        "depth",
         "model1",
         "model2",
         "model3",
@@ -49,7 +50,7 @@ def test_the_recipes_are_counted() -> None:
         "model2",
         "model3",
     ]
-    assert [path.name for path in STUDIES] == ["study.yaml", "demo_study.yaml"]
+    assert [path.name for path in STUDIES] == ["cures_study.yaml", "depth_study.yaml", "study.yaml", "demo_study.yaml"]
     assert len(ARMS) == 16
     assert set(ENCODERS) < set(STRATEGIES)
 
@@ -57,7 +58,7 @@ def test_the_recipes_are_counted() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_is_an_arm_of_every_model(name: str) -> None:
     """Built at a small width, and the same features of one second go through."""
-    for path in RECIPES[:4]:
+    for path in RECIPES[:5]:
         model = build_model(recipe(path.stem, ("encoder", name), ("width", 16)), 29).eval()
         log_probs, lengths = model.acoustic(torch.randn(2, 101, model.features.size), torch.tensor([101, 60]))
         assert log_probs.isfinite().all()
@@ -86,6 +87,23 @@ def test_parameter_counts_of_the_question(model: str, encoder: str, millions: fl
 def test_ten_blocks_as_the_notebook_printed() -> None:
     ten = recipe("model3", ("layers.0.repeat.times", 10))
     assert parameter_count(build_model(ten, 29).acoustic) / 1e6 == pytest.approx(45.05, abs=0.005)
+
+
+def test_depth_is_model3_conv_with_a_dial() -> None:
+    """The same weights and outputs; with residual connections the same weights, and each block adds its input."""
+    models = [
+        build_model(recipe(name, ("width", 8), *options), 29).eval()
+        for name, options in (("model3_conv", ()), ("depth", ()), ("depth", (("residual", True),)))
+    ]
+    first, plain, residual = (list(model.acoustic.parameters()) for model in models)
+    assert len(first) == len(plain) == len(residual)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, plain, residual, strict=True))
+    x, lengths = torch.randn(2, 60, 128), torch.tensor([60, 41])
+    outputs = [model.acoustic(x, lengths)[0] for model in models]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
+    shallow = build_model(recipe("depth", ("width", 8), ("depth", 1), ("residual", True)), 29)
+    assert len(list(shallow.parameters())) < len(plain)
 
 
 def test_siblings_differ_in_name_encoder_and_layers_only() -> None:
@@ -218,8 +236,11 @@ def test_placements_are_chosen_on_the_command_line(path: Path) -> None:
 
 
 def test_the_options_of_layers_are_known_without_torch() -> None:
-    assert set(LAYER_OPTIONS) == ({*TAKERS, "bigru", "bilstm"} - set(ACTIVATIONS))
+    assert set(LAYER_OPTIONS) == ({*TAKERS, "bigru", "bilstm", "repeat"} - set(ACTIVATIONS))
     for name, options in LAYER_OPTIONS.items():
+        if name == "repeat":
+            assert all(f"{option}:" in signature(name) for option in options)
+            continue
         assert options_of(name, 3) == {options[0]: 3}
         assert options_of(name, dict.fromkeys(options)) == dict.fromkeys(options)
         assert len(signature(name).split(", ")) == len(options)

@@ -725,3 +725,13 @@ class TestCommand:
         assert {"none", "layer_norm"} <= set(study.definition["encoders"])
         arms = set(itertools.product(study.definition["recipes"], study.definition["encoders"]))
         assert len(study.arms) == len(arms) == (16 if "common" in place else len(arms))
+
+    def test_depth_is_an_axis_of_a_study(self, root: Path) -> None:
+        """Five depths with four normalizations, with and without residual connections."""
+        study = load_study(root / "recipes" / "common_voice_es" / "depth_study.yaml")
+        assert len(study.arms) == 5 * 4 * 2
+        assert len(study.cells) == 120
+        built = {(cell.axes["depth"], cell.axes["skip"]): cell.settings["layers"][3]["repeat"] for cell in study.cells}
+        for (depth, skip), repeat in built.items():
+            assert (str(repeat["times"]), repeat["residual"]) == (depth, skip == "residual")
+        assert {cell.settings["layers"][2]["linear"] for cell in study.cells} == {64}

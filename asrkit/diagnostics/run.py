@@ -100,6 +100,7 @@ def _floor(prepared: Prepared, loss: FaultyLoss) -> float | None:
 def _examine(prepared: Prepared, loss: FaultyLoss, path: Path) -> list[Finding]:
     """The untrained model, which its seed gives again, then the newest weights, on the same real batch."""
     acoustic, batch = prepared.model.acoustic, some_batch(prepared.splits["train"], CLIPS)
+    objective, acoustic.objective = acoustic.objective, None  # layers that no output comes from are no finding
     found = _check_shares(prepared, loss)
     found += check_loss(loss, max(prepared.tokenizer.size, 3))
     arguments = (acoustic, batch.features, batch.lengths, batch.targets, batch.target_lengths)
@@ -112,7 +113,9 @@ def _examine(prepared: Prepared, loss: FaultyLoss, path: Path) -> list[Finding]:
     found += check_model(*arguments)
     newest = Checkpoints(path / "checkpoints").latest() if (path / "checkpoints").is_dir() else None
     if newest is not None and newest.step >= SETTLED:
+        acoustic.objective = objective  # the checkpoint has it
         acoustic.load_state_dict(newest.model())
+        acoustic.objective = None
         found += check_model(*arguments, trained=True)
     return found
 

@@ -95,8 +95,9 @@ def planned(settings: dict[str, Any], train: Split) -> dict[str, Any]:
 
     options = settings["training"]
     sampler = BatchSampler(
-        train.frames, options["batch_frames"], options["batch_size"], options["order"], settings["seed"]
-    )
+        train.frames, options["batch_frames"], options["batch_size"], options["order"], settings["seed"],
+        options.get("first_epoch"),
+    )  # fmt: skip
     order, updates = "", 0
     names = [utterance.id for utterance in train.utterances]
     for epoch in range(1, options["epochs"] + 1):
