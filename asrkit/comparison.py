@@ -17,6 +17,7 @@ import numpy as np
 from asrkit.errors import DataError
 
 FEWEST_SEEDS = 3  # below, a variance over seeds is no evidence
+CELLS = 1 << 20  # of the bootstrap at a time: seeds x speakers x replications
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All tests of one pair of arms on one split. `p_holm`: p corrected for all pairs that were compared (Holm)."""
+    """All tests of one pair of arms on one split. `p_holm`: p corrected for all pairs that were compared (Holm).
+
+    differences: of every paired seed. undecided: why no verdict is given in spite of p, in words.
+    """
 
     first: str
     second: str
@@ -57,11 +61,13 @@ class Comparison:
     matched_pairs: tuple[float, ...]
     p_holm: float
     seeds_needed: int | None
+    differences: tuple[float, ...] = ()
+    undecided: str | None = None
 
     @property
     def different(self) -> bool:
         """Whether the difference over seeds stands, at 5 % over all pairs together."""
-        return self.p_holm < 0.05
+        return self.undecided is None and self.p_holm < 0.05
 
 
 def paired(first: Arm, second: Arm) -> tuple[np.ndarray, np.ndarray]:
@@ -114,10 +120,13 @@ def hierarchical_bootstrap(
     size = np.bincount(member, lengths, len(names))
     rng = np.random.default_rng(seed)
     found = np.empty(replications)
-    for i in range(replications):
-        rows = rng.integers(len(difference), size=len(difference))
-        columns = rng.integers(len(names), size=(len(difference), len(names)))
-        found[i] = (difference[rows[:, None], columns].sum(1) / np.maximum(size[columns].sum(1), 1)).mean()
+    at_once = max(1, CELLS // max(difference.size, 1))
+    for start in range(0, replications, at_once):
+        count = min(at_once, replications - start)
+        rows = rng.integers(len(difference), size=(count, len(difference)))
+        columns = rng.integers(len(names), size=(count, *difference.shape))
+        drawn = difference[rows[:, :, None], columns].sum(2)  # (count, K)
+        found[start : start + count] = (drawn / np.maximum(size[columns].sum(2), 1)).mean(1)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -145,10 +154,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def seeds_for(differences: np.ndarray, alpha: float = 0.05, power: float = 0.8, most: int = 1000) -> int | None:
+def seeds_for(
+    differences: np.ndarray, alpha: float = 0.05, power: float = 0.8, most: int = 1000, tests: int = 1
+) -> int | None:
     """How many paired seeds would show the mean of differences (K,) with this power; None if no number up to `most`.
 
-    Noncentral t with the standard deviation seen so far, so a rough figure.
+    Noncentral t with the standard deviation seen so far, so a rough figure; at level alpha / tests, since Holm's
+    correction asks no more than that of a single one of so many tests.
     """
     from scipy import stats
 
@@ -159,11 +171,20 @@ def seeds_for(differences: np.ndarray, alpha: float = 0.05, power: float = 0.8, 
         return None
     if spread == 0:
         return max(2, len(differences))
-    for count in range(2, most + 1):
-        edge = stats.t.ppf(1 - alpha / 2, count - 1)
-        if stats.nct.sf(edge, count - 1, mean / spread * math.sqrt(count)) >= power:
-            return count
-    return None
+
+    def enough(count: int) -> bool:
+        edge = stats.t.ppf(1 - alpha / tests / 2, count - 1)
+        return bool(stats.nct.sf(edge, count - 1, mean / spread * math.sqrt(count)) >= power)
+
+    low, high = 1, 2  # power grows with the number: double, then halve
+    while not enough(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def compare(arms: Sequence[Arm], baseline: str | None = None) -> list[Comparison]:
@@ -184,14 +205,17 @@ def compare(arms: Sequence[Arm], baseline: str | None = None) -> list[Comparison
     for (a, b), (x, y), n, d, p in zip(pairs, errors, total, differences, holm(usable), strict=True):
         interval = hierarchical_bootstrap(x, y, a.lengths, a.speakers) if len(x) else (math.nan, math.nan)
         runs = tuple(matched_pairs(one, other) for one, other in zip(x, y, strict=True))
-        needed = seeds_for((y.sum(1) - x.sum(1)) / n)
-        found.append(Comparison(a.name, b.name, d, interval, runs, p, needed))
+        by_seed = (y.sum(1) - x.sum(1)) / n
+        needed = seeds_for(by_seed, tests=len(pairs))
+        found.append(Comparison(a.name, b.name, d, interval, runs, p, needed, tuple(by_seed.tolist())))
     return found
 
 
 def in_words(one: Comparison, unit: str = "CER") -> str:
     """One sentence: which arm is better, by how much, how sure; or "no evidence", and what it would take."""
     d = one.seeds
+    if one.undecided is not None:
+        return f"{one.first} and {one.second}: {one.undecided}"
     if d.seeds < FEWEST_SEEDS:
         return (
             f"{one.first} and {one.second}: {d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell "
@@ -202,9 +226,17 @@ def in_words(one: Comparison, unit: str = "CER") -> str:
         better, worse = (one.second, one.first) if d.mean < 0 else (one.first, one.second)
         return f"{better} is better than {worse} by {100 * abs(d.mean):.2f} points ({span}; p = {one.p_holm:.3g})"
     text = f"{one.first} and {one.second}: no evidence of a difference at this budget ({span}; p = {one.p_holm:.3g})"
-    if one.seeds_needed is not None and one.seeds_needed > d.seeds:
-        more = one.seeds_needed - d.seeds
-        return (
-            f"{text}; about {more} more seed{'s' * (more != 1)} would be needed to show {100 * abs(d.mean):.2f} points"
-        )
-    return text
+    return text + more_seeds(one.seeds_needed, d)
+
+
+def more_seeds(needed: int | None, d: Difference) -> str:
+    """`; about 5 more seeds would be needed to show 1.20 points`, or nothing where no number is known.
+
+    needed: all seeds (`seeds_for`). Where p alone is small, it was the correction for many tests that the difference
+    did not outlive.
+    """
+    alone = "; alone it would stand, among all pairs it does not (Holm)" if d.p < 0.05 else ""
+    if needed is None or needed <= d.seeds:
+        return alone
+    more = needed - d.seeds
+    return f"{alone}; about {more} more seed{'s' * (more != 1)} would be needed to show {100 * abs(d.mean):.2f} points"

@@ -10,6 +10,7 @@ HELP = "a study in words, tables and pictures: report.html, report.md, cells.csv
 EXAMPLES = """examples:
   asrkit report studies/demo_study
   asrkit report studies/demo_study --unit words --split dev
+  asrkit report studies/demo_study --baseline none
   asrkit report studies/demo_study --json"""
 
 
@@ -26,6 +27,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--split", choices=("dev", "test"), help="default: test where a cell was scored on it, else dev"
     )
+    parser.add_argument(
+        "--baseline", metavar="ENCODER", help="compare every other encoder with this one alone (default: all pairs)"
+    )
     parser.add_argument("--json", action="store_true", help="what report.json holds, without cells and proof")
     parser.set_defaults(run=run)
 
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from asrkit.cli.common import print_json
     from asrkit.report.export import write_report
 
-    data = write_report(args.folder, args.unit, args.split)
+    data = write_report(args.folder, args.unit, args.split, args.baseline)
     if args.json:
         print_json({"folder": args.folder} | {k: v for k, v in data.items() if k not in ("cells", "proof")})
         return 0

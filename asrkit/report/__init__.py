@@ -1,1 +1,1 @@
-"""A study in words, tables and pictures: collect -> measures -> words, tables, figures -> page, export."""
+"""A study as a page: collect -> measures, learning, layers, axes -> words, tables, figures -> page, export."""

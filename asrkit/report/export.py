@@ -10,36 +10,35 @@ import math
 from pathlib import Path
 from typing import Any
 
-from asrkit.comparison import in_words
+from asrkit.comparison import Comparison, in_words
 from asrkit.disk import atomic_write
 from asrkit.errors import DataError, StorageError
 from asrkit.report import figures, tables, words
+from asrkit.report.axes import Family, across, axes
 from asrkit.report.collect import CellResult, StudyResult, collect, troubles
-from asrkit.report.measures import (
-    THRESHOLDS,
-    comparisons,
-    cost,
-    default_split,
-    end_gap,
-    end_gradients,
-    finals,
-    paces,
-    reached,
-    series,
-    spread,
-)
+from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients
+from asrkit.report.learning import THRESHOLDS, Pace, floor, heard_from, hears, model_hears, paces, reached, series
+from asrkit.report.measures import Final, comparisons, cost, default_split, end_gap, finals, spread
 from asrkit.report.page import Section, markdown, page
 
 FORMAT = 1
 RATES = {"characters": "CER", "words": "WER"}
+FEW = 3  # sentences without evidence that a page shows without being asked
+BAND = "Lines are means over seeds, bands from least to most; a cell that failed is a thin line that ends in a cross."
+FLOOR = "The dotted line is the loss of the best model that hears nothing: blanks and the frequencies of characters."
 
 
-def write_report(folder: str | Path, unit: str = "characters", split: str | None = None) -> dict[str, Any]:
+def write_report(
+    folder: str | Path, unit: str = "characters", split: str | None = None, baseline: str | None = None
+) -> dict[str, Any]:
     """Write the four files; returns what report.json holds.
 
     unit: characters (CER) or words (WER), what arms are compared in. split: dev or test; default test where any cell
-    was scored on it. Raises StorageError for a folder without a study, DataError (`not_scored`) for a split that no
-    cell was scored on.
+    was scored on it. baseline: an encoder that every other one is compared with, instead of all pairs: fewer tests, so
+    the correction for their number takes less.
+
+    Raises StorageError for a folder without a study, DataError for a split that no cell was scored on (`not_scored`)
+    and a baseline that the study does not have (`unknown_baseline`).
     """
     found = collect(folder)
     if split is not None and not any(cell.row.get("chosen") and cell.scored(split) for cell in found.cells):
@@ -48,7 +47,10 @@ def write_report(folder: str | Path, unit: str = "characters", split: str | None
             f"no cell with its arm's learning rate was scored on {split}", possible=", ".join(has) or "none so far",
             reason="not_scored",
         )  # fmt: skip
-    data, headlines, sections = build(found, unit, split or default_split(found))
+    names = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
+    if baseline is not None and baseline not in names:
+        raise DataError(f"no encoder {baseline!r} in this study", possible=", ".join(names), reason="unknown_baseline")
+    data, headlines, sections = build(found, unit, split or default_split(found), baseline)
     subtitle = f"study {found.study.get('file', '?')} · asrkit {found.study.get('asrkit', '?')} · seeds " + ", ".join(
         map(str, found.study.get("seeds", []))
     )
@@ -66,50 +68,101 @@ def write_report(folder: str | Path, unit: str = "characters", split: str | None
     return data
 
 
-def build(found: StudyResult, unit: str, split: str) -> tuple[dict[str, Any], list[str], list[Section]]:
-    """What report.json holds, the headlines, and the sections of page and Markdown."""
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a study shows, as numbers and in sentences. finals: unit -> arm's id -> outcome."""
+
+    split: str
+    unit: str
+    finals: dict[str, dict[str, Final]]
+    pairs: list[tuple[str, Comparison]]
+    speeds: list[Pace]
+    axes: list[tuple[Family, Comparison]]
+    headlines: list[str]
+    verdicts: list[str]
+    quicker: list[str]
+    along: list[str]
+
+
+def judge(found: StudyResult, unit: str, split: str, baseline: str | None = None) -> Judgement:
+    """Every comparison that the report makes, and what it says of it; nothing is drawn. baseline: as write_report's."""
     rate = RATES[unit]
     both = {name: finals(found, split, name) for name in RATES}
-    pairs, speeds = comparisons(found, both[unit]), paces(found)
-    headlines = words.headlines(found, both[unit], pairs, speeds, split, rate)
+    pairs, speeds, along = comparisons(found, both[unit], baseline), paces(found, baseline), across(found, both[unit])
     several = len(found.contexts()) > 1
 
     def said(context: str, text: str) -> str:
         return f"{words.context_name(context)}: {text}" if several else text
 
-    verdicts = [said(context, in_words(one, rate)) for context, one in pairs]
-    quicker = [said(one.context, words.pace_in_words(one)) for one in speeds]
-    curves = [(words.context_name(context), figures.learning(found, context)) for context in found.contexts()]
-    signs = [(words.context_name(context), figures.inside(found, context)) for context in found.contexts()]
-    band = (
-        "Lines are means over seeds, bands from least to most; a cell that failed is a thin line that ends in a cross."
-    )
-    final = tables.final_table(found, split, both["characters"], both["words"])
-    sections = [
-        Section("Which arm is better", verdicts,
-                [(f"{rate} on {split}: seeds, mean, interval", figures.outcome(found, both[unit], rate, split))],
-                [final, tables.comparison_table(pairs, split, rate)]),
-        Section("Which arm learns faster", quicker, (), [tables.threshold_table(found), tables.pace_table(speeds)]),
-        Section("Learning curves", [band], curves),
-        Section("Blanks, empty outputs, gradients", [band], signs, [tables.end_table(found)]),
-        Section("Cost", (), (), [tables.cost_table(found)]),
-        Section("How it was made", (), (), [tables.rates_table(found), tables.proof_table(found)]),
-        Section("Cells", (), (), [tables.trouble_table(found)]),
-    ]  # fmt: skip
+    return Judgement(
+        split, unit, both, pairs, speeds, along, words.headlines(found, both[unit], pairs, speeds, split, rate),
+        [said(context, in_words(one, rate)) for context, one in pairs],
+        [said(one.context, words.pace_in_words(one)) for one in speeds],
+        [words.across_in_words(family, one, rate) for family, one in along],
+    )  # fmt: skip
+
+
+def build(
+    found: StudyResult, unit: str, split: str, baseline: str | None = None
+) -> tuple[dict[str, Any], list[str], list[Section]]:
+    """What report.json holds, the headlines, and the sections of page and Markdown."""
+    j, rate = judge(found, unit, split, baseline), RATES[unit]
     data = {
-        "format": FORMAT, "study": found.name, "split": split, "unit": unit, "rate": rate,
-        "complete": found.study.get("complete"), "headlines": headlines, "verdicts": verdicts, "pace": quicker,
+        "format": FORMAT, "study": found.name, "split": split, "unit": unit, "rate": rate, "baseline": baseline,
+        "complete": found.study.get("complete"), "headlines": j.headlines, "verdicts": j.verdicts, "pace": j.quicker,
+        "across": j.along,
         "arms": [
-            {**arm, **{RATES[name]: _final(one.get(arm["arm"])) for name, one in both.items()}} for arm in found.arms
+            {**arm, **{RATES[name]: _final(one.get(arm["arm"])) for name, one in j.finals.items()}}
+            for arm in found.arms
         ],
-        "comparisons": [
-            {"context": context, "different": one.different, **dataclasses.asdict(one)} for context, one in pairs
+        "comparisons": [{"context": context, **_judged(one)} for context, one in j.pairs],
+        "paces": [_judged(one) for one in j.speeds],
+        "axes": [
+            {"axis": family.axis, "context": family.context, "encoder": family.encoder, **_judged(one)}
+            for family, one in j.axes
         ],
-        "paces": [{"different": one.different, **dataclasses.asdict(one)} for one in speeds],
         "cells": [cell_figures(cell) for cell in found.cells],
+        "layers": {cell.row["id"]: {kind: at_end(cell, kind) for kind in (GRADIENT, DEPENDENCE)}
+                   for cell in found.cells if cell.epochs},
         "troubles": troubles(found), "proof": found.study.get("proof") or [],
     }  # fmt: skip
-    return plain(data), headlines, sections
+    return plain(data), j.headlines, _sections(found, j, rate)
+
+
+def _judged(one: Comparison | Pace) -> dict[str, Any]:
+    return {"different": one.different, **dataclasses.asdict(one)}
+
+
+def _split(sentences: list[str], stands: list[bool]) -> tuple[list[str], list[str]]:
+    """Sentences of differences that stand, and the others, which a page folds away where they are many."""
+    there = [text for text, different in zip(sentences, stands, strict=True) if different]
+    others = [text for text, different in zip(sentences, stands, strict=True) if not different]
+    return (there, others) if len(others) > FEW else ([*there, *others], [])
+
+
+def _sections(found: StudyResult, j: Judgement, rate: str) -> list[Section]:
+    result, contexts = j.finals[j.unit], found.contexts()
+    final = tables.final_table(found, j.split, j.finals["characters"], j.finals["words"])
+    along = [
+        Section("Across the axes", *_split(j.along, [one.different for _, one in j.axes]),
+                [figures.across(found, result, axis, rate, j.split) for axis in axes(found)],
+                [tables.axis_table(j.axes, j.split, rate)])
+    ]  # fmt: skip
+    return [
+        Section("Which arm is better", *_split(j.verdicts, [one.different for _, one in j.pairs]),
+                [figures.outcome(found, result, rate, j.split)],
+                [final, tables.comparison_table(j.pairs, j.split, rate)]),
+        *(along if axes(found) else []),
+        Section("Which arm learns faster", *_split(j.quicker, [one.different for one in j.speeds]), (),
+                [tables.threshold_table(found), tables.pace_table(j.speeds)]),
+        Section("Learning curves", [BAND, FLOOR], (), [figures.learning(found, context) for context in contexts]),
+        Section("Blanks, empty outputs, gradients, dependence on the input", [BAND], (),
+                [figures.inside(found, context) for context in contexts],
+                [tables.end_table(found), *tables.layer_tables(found)]),
+        Section("Cost", tables=[tables.cost_table(found)]),
+        Section("How it was made", tables=[tables.rates_table(found), tables.proof_table(found)]),
+        Section("Cells", tables=[tables.trouble_table(found)]),
+    ]  # fmt: skip
 
 
 def _final(one: Any) -> dict[str, Any] | None:
@@ -122,7 +175,7 @@ def _final(one: Any) -> dict[str, Any] | None:
 
 def cell_figures(cell: CellResult) -> dict[str, Any]:
     """One line of cells.csv; None where something is not known."""
-    known, gap, gradients = cell.outcome or {}, end_gap(cell), end_gradients(cell)
+    known, gap, gradients, weak = cell.outcome or {}, end_gap(cell), end_gradients(cell), end_dependence(cell)
     scores = {
         f"{name}_{rate}": (known.get(name) or {}).get(rate) for name in ("dev", "test") for rate in ("cer", "wer")
     }
@@ -146,6 +199,12 @@ def cell_figures(cell: CellResult) -> dict[str, Any]:
         "first_gradient": gradients[1] if gradients else None,
         "last_layer": gradients[2] if gradients else None,
         "last_gradient": gradients[3] if gradients else None,
+        "weakest_layer": weak[0] if weak else None,
+        "weakest_dependence": weak[1] if weak else None,
+        "floor": floor(cell),
+        "hears": hears(cell),
+        "model_hears": model_hears(cell),
+        "updates_to_hearing": heard_from(cell),
         **{f"updates_to_{t:g}": reached(cell, t) for t in THRESHOLDS},
     }
 

@@ -1,153 +1,262 @@
-"""The pictures of a report: SVG text for inside a page, in the page's own text colour, without a link to anywhere."""
+"""The pictures of a report: curves over training, layers from input to output, outcomes, outcomes across an axis."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from asrkit.report import layers
+from asrkit.report.axes import Family, axes, families, numbers
 from asrkit.report.collect import CellResult, StudyResult
-from asrkit.report.measures import Final, gradient_ratio, series, spread
+from asrkit.report.drawing import INK, MARGINS, SIZE, Gallery, look, marker, svg
+from asrkit.report.learning import Points, floor, series
+from asrkit.report.measures import Final, spread
 from asrkit.report.words import context_name
 from asrkit.study.cells import FAILED
 
-INK = "#010203"  # stands for the reader's text colour
-COLOURS = ("#2b8a9c", "#d0603f", "#8f75cc", "#b58a1b", "#3f9f63", "#c45f9f", "#5f86d8", "#96796c", "#84943a")
-STYLES = ("-", "--", "-.", ":")
-Points = list[tuple[int, float, float]]
-Panel = tuple[str, str, Callable[[CellResult], Points], int, float]  # label, scale, points, x: 0 or 1, factor
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of curves. points: of a cell; x: what they are drawn against, 0 updates, 1 seconds of training."""
+
+    title: str
+    scale: str
+    points: Callable[[CellResult], Points]
+    x: int = 0
+    factor: float = 1.0
+    floor: bool = False  # whether the loss of a model that hears nothing is drawn too
 
 
-def learning(found: StudyResult, context: str) -> str:
-    """Loss on train and dev and CER on dev, against updates (above) and seconds of training (below)."""
-    wanted = (("loss on train [nats per label]", "log", "train", "loss", 1.0),
-              ("loss on dev [nats per label]", "log", "dev", "loss", 1.0),
-              ("CER on dev [%]", "linear", "dev", "cer", 100.0))  # fmt: skip
-    panels: list[Panel] = [
-        (label, scale, partial(_values, split, key), axis, factor)
+def learning(found: StudyResult, context: str) -> Gallery:
+    """Loss on train and dev and CER on dev, against updates (first row) and seconds of training (second)."""
+    wanted = (("loss on train, nats per label", "log", "train", "loss", 1.0),
+              ("loss on dev, nats per label", "log", "dev", "loss", 1.0),
+              ("CER on dev, %", "linear", "dev", "cer", 100.0))  # fmt: skip
+    panels = [
+        Panel(title, scale, partial(_values, split, name), axis, factor, name == "loss")
         for axis in (0, 1)
-        for label, scale, split, key, factor in wanted
+        for title, scale, split, name, factor in wanted
     ]
-    return _curves(found, context, panels, 2)
+    return _curves(found, context, panels, "learning")
 
 
-def _values(split: str, key: str, cell: CellResult) -> Points:
-    return series(cell, split, key)
+def _values(split: str, name: str, cell: CellResult) -> Points:
+    return series(cell, split, name)
 
 
-def inside(found: StudyResult, context: str) -> str:
-    """Blank frames and empty outputs on dev, gradient norm of the first against the last layer, over the updates."""
-    panels: list[Panel] = [
-        ("blank frames on dev [%]", "linear", lambda cell: series(cell, "dev", "blank"), 0, 100.0),
-        ("empty outputs on dev [%]", "linear", lambda cell: series(cell, "dev", "empty"), 0, 100.0),
-        ("gradient norm, first / last layer", "log", gradient_ratio, 0, 1.0),
+def inside(found: StudyResult, context: str) -> Gallery:
+    """Blank frames, empty outputs, gradients and what hears least over the updates; every layer at the end."""
+    panels = [
+        Panel("blank frames on dev, %", "linear", partial(_values, "dev", "blank"), 0, 100.0),
+        Panel("empty outputs on dev, %", "linear", partial(_values, "dev", "empty"), 0, 100.0),
+        Panel("gradient norm, first / last layer", "log", layers.gradient_ratio),
+        Panel("dependence on the input, weakest layer", "log", layers.weakest),
     ]
-    return _curves(found, context, panels, 1)
+    over_time = _curves(found, context, panels, "inside")
+    by_layer = [
+        _by_layer(found, context, layers.GRADIENT, "gradient norm of every layer, last epoch"),
+        _by_layer(found, context, layers.DEPENDENCE, "dependence on the input of every layer, at the end"),
+    ]
+    return Gallery(over_time.title, [*over_time.panels, *by_layer], over_time.legend)
 
 
-def _curves(found: StudyResult, context: str, panels: Sequence[Panel], rows: int) -> str:
-    """Mean and least to most over seeds; a cell that failed is a thin line that ends in a cross. "" without a point."""
+def _curves(found: StudyResult, context: str, panels: Sequence[Panel], kind: str) -> Gallery:
+    """Mean and least to most over seeds; a cell that failed is a thin line that ends in a cross."""
     arms = found.contexts()[context]
-    drawn = 0
-
-    def draw(figure: Any) -> None:
-        nonlocal drawn
-        axes = figure.subplots(rows, 3, squeeze=False)
-        for axis, (label, scale, points, x, factor) in zip(axes.flat, panels, strict=True):
-            here = 0
-            for place, arm in enumerate(arms):
-                members = [cell for cell in found.of_arm(arm["arm"]) if cell.over]
-                look = {"color": COLOURS[place % 9], "linestyle": STYLES[(place // 9 + place) % 4]}
-                here += _band(axis, [points(c) for c in members if c.status != FAILED], x, factor, look, arm["encoder"])
-                here += _broken(axis, [points(c) for c in members if c.status == FAILED], x, factor, look)
-            if here:
-                axis.set_yscale(scale)
-            axis.set_ylabel(label)
-            axis.set_xlabel("seconds of training" if x else "updates")
-            axis.grid(alpha=0.25)
-            drawn += here
-        handles = {t: h for a in axes.flat for h, t in zip(*a.get_legend_handles_labels(), strict=True)}
-        if handles:
-            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False)
-
-    text = _svg(draw, (11, 3.1 * rows + 0.4), f"{'learning' if rows > 1 else 'inside'}-{context}")
-    return text if drawn else ""
+    drawn = [svg(partial(_panel, found, arms, panel), f"{kind}-{i}-{context}") for i, panel in enumerate(panels)]
+    return Gallery(context_name(context), drawn, [arm["encoder"] for arm in arms])
 
 
-def _band(axis: Any, lines: Sequence[Points], x: int, factor: float, look: dict[str, Any], name: str) -> int:
-    """Mean with its band, at every look that all cells of the arm have; how many points there were."""
+def _panel(found: StudyResult, arms: Sequence[dict[str, Any]], panel: Panel, figure: Any) -> str | None:
+    axis = figure.subplots()
+    ends, floors = [], []
+    for place, arm in enumerate(arms):
+        members = [cell for cell in found.of_arm(arm["arm"]) if cell.over]
+        whole = [panel.points(cell) for cell in members if cell.status != FAILED]
+        end = _band(axis, whole, panel, look(place))
+        _broken(axis, [panel.points(cell) for cell in members if cell.status == FAILED], panel, look(place))
+        floors += [one for cell in members if (one := floor(cell)) is not None]
+        ends += [f"{arm['encoder']} ends at {end:.3g}"] if end is not None else []
+    if not axis.lines:
+        return None
+    if panel.floor and floors:
+        axis.axhline(panel.factor * float(np.mean(floors)), color=INK, linewidth=0.8, alpha=0.6, linestyle=(0, (2, 2)))
+    _scale(axis, panel.scale)
+    axis.set_title(panel.title)
+    unit = "seconds of training" if panel.x else "updates"
+    axis.set_xlabel(unit)
+    return f"{panel.title}, against {unit}: {', '.join(ends) or 'failed cells only'}"
+
+
+def _band(axis: Any, lines: Sequence[Points], panel: Panel, style: dict[str, Any]) -> float | None:
+    """Mean with its band, at every look that all cells of the arm have; the last mean."""
     lines = [line for line in lines if line]
     if not lines:
-        return 0
+        return None
     looks = min(map(len, lines))
     table = np.array([line[:looks] for line in lines])  # (seeds, looks, 3)
-    at, values = table[:, :, x].mean(0), factor * table[:, :, 2]
-    axis.plot(at, values.mean(0), label=name, linewidth=1.8, marker="o" if looks < 3 else None, **look)
+    at, values = table[:, :, panel.x].mean(0), panel.factor * table[:, :, 2]
+    axis.plot(at, values.mean(0), linewidth=1.8, marker="o" if looks < 3 else None, **style)
     if len(lines) > 1:
-        axis.fill_between(at, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
-    return looks
+        axis.fill_between(at, values.min(0), values.max(0), color=style["color"], alpha=0.18, linewidth=0)
+    return float(values.mean(0)[-1])
 
 
-def _broken(axis: Any, lines: Sequence[Points], x: int, factor: float, look: dict[str, Any]) -> int:
+def _broken(axis: Any, lines: Sequence[Points], panel: Panel, style: dict[str, Any]) -> None:
     for line in filter(None, lines):
-        at, values = [point[x] for point in line], [factor * point[2] for point in line]
-        axis.plot(at, values, linewidth=0.8, **look)
-        axis.plot(at[-1:], values[-1:], marker="x", color=look["color"], linestyle="")
-    return sum(map(len, lines))
+        at, values = [point[panel.x] for point in line], [panel.factor * point[2] for point in line]
+        axis.plot(at, values, linewidth=0.8, **style)
+        axis.plot(at[-1:], values[-1:], marker="x", color=style["color"], linestyle="")
 
 
-def outcome(found: StudyResult, result: dict[str, Final], rate: str, split: str) -> str:
-    """Every arm's seeds as dots, their mean as a stroke, its interval as a line. "" without a scored arm."""
-    arms = [arm for arm in found.arms if arm["arm"] in result]
-    if not arms:
-        return ""
+def _scale(axis: Any, scale: str) -> None:
+    """Plain numbers beside the axis; a logarithmic one only where values are above 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if scale != "log":
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        return
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    # Few decades: 1, 2, 5 of each; many: the decades alone.
+    subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axis.yaxis.set_major_formatter(FuncFormatter(_tick))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _tick(value: float, _: Any) -> str:
+    """`0.05`, `1e-4`."""
+    return f"{value:g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the picture beside it."""
+    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+
+
+def _by_layer(found: StudyResult, context: str, kind: str, title: str) -> str:
+    """A line per arm over the layers from input to output, bands over seeds, as they are at the end."""
+    arms = found.contexts()[context]
+    values = {
+        arm["encoder"]: [one for c in found.of_arm(arm["arm"]) if c.over and (one := layers.at_end(c, kind))]
+        for arm in arms
+    }
+    names = layers.order([list(one) for group in values.values() for one in group])
+
+    def draw(figure: Any) -> str | None:
+        if not names:
+            return None
+        axis, lows = figure.subplots(), []
+        for place, (encoder, group) in enumerate(values.items()):
+            there = [(i, [one[n] for one in group if n in one]) for i, n in enumerate(names)]
+            there = [(i, known) for i, known in there if known]
+            if not there:
+                continue
+            at = [i for i, _ in there]
+            means = [float(np.mean(known)) for _, known in there]
+            axis.plot(at, means, marker=marker(place), markersize=3.5, linewidth=1.3, **look(place))
+            axis.fill_between(
+                at, [min(k) for _, k in there], [max(k) for _, k in there], color=look(place)["color"], alpha=0.18,
+                linewidth=0,
+            )  # fmt: skip
+            least = min(range(len(means)), key=means.__getitem__)
+            lows.append(f"{encoder} is least in layer {names[at[least]]} with {means[least]:.2g}")
+        if any(value > 0 for group in values.values() for one in group for value in one.values()):
+            _scale(axis, "log")
+        step = -(-len(names) // 14)
+        axis.set_xticks(range(0, len(names), step), names[::step], rotation=45, ha="right", rotation_mode="anchor")
+        axis.tick_params(axis="x", labelsize=7.5)
+        axis.set_title(title)
+        return f"{title}, from input to output: {', '.join(lows)}"
+
+    longest = max(map(len, names), default=0)
+    return svg(draw, f"layers-{kind}-{context}", margins=(MARGINS[0], min(0.3 + 0.05 * longest, 1.2)))
+
+
+def outcome(found: StudyResult, result: dict[str, Final], rate: str, split: str) -> Gallery:
+    """A panel per context: every arm's seeds as dots, their mean as a stroke, its interval as a bar; one scale."""
+    shown = {context: [a for a in arms if a["arm"] in result] for context, arms in found.contexts().items()}
+    most = max((100 * float(one.arm.rates.max()) for one in result.values()), default=0.0)
+    longest = max((len(_short(arm["encoder"])) for arms in shown.values() for arm in arms), default=0)
+    margins = (min(0.15 + 0.085 * longest, 2.2), 0.26)
+    panels = [
+        svg(partial(_outcome, context, arms, found.contexts()[context], result, (rate, split), most),
+            f"outcome-{context}", (SIZE[0], 0.62 + 0.3 * len(arms)), margins)
+        for context, arms in shown.items() if arms
+    ]  # fmt: skip
+    return Gallery(f"{rate} on {split}, %: seeds, mean, interval", panels)
+
+
+def _outcome(
+    context: str, arms: Sequence[dict[str, Any]], all_arms: Sequence[dict[str, Any]], result: dict[str, Final],
+    what: tuple[str, str], most: float, figure: Any,
+) -> str:  # fmt: skip
+    axis, said = figure.subplots(), []
+    for row, arm in enumerate(arms):
+        place = [one["arm"] for one in all_arms].index(arm["arm"])
+        rates = 100 * result[arm["arm"]].arm.rates
+        colour, one = look(place)["color"], spread(rates.tolist())
+        assert one is not None  # a Final has a seed
+        if one.low == one.low:
+            axis.plot([max(one.low, 0), one.high], [row, row], color=colour, linewidth=6, alpha=0.25)
+        axis.plot(rates, [row] * len(rates), marker(place), color=colour, markersize=5, alpha=0.85)
+        axis.plot([one.mean], [row], "|", color=INK, markersize=14, markeredgewidth=1.8)
+        said.append(f"{arm['encoder']} {one.mean:.1f}")
+    axis.set_yticks(range(len(arms)), [_short(arm["encoder"]) for arm in arms])
+    axis.set_ylim(len(arms) - 0.4, -0.6)
+    axis.set_xlim(0, max(1.04 * most, 1e-9))
+    axis.grid(False, axis="y")
+    axis.set_title(context_name(context))
+    return f"{what[0]} on {what[1]} in %, {context_name(context)}: {', '.join(said)}"
+
+
+def across(found: StudyResult, result: dict[str, Final], axis: str, rate: str, split: str) -> Gallery:
+    """A panel per recipe (and values of all other axes): error rate against the axis, a line per encoder."""
+    groups: dict[str, list[Family]] = {}
+    for family in families(found, axis):
+        groups.setdefault(family.context, []).append(family)
     encoders = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
-
-    def draw(figure: Any) -> None:
-        axis = figure.subplots()
-        for row, arm in enumerate(reversed(arms)):
-            rates = 100 * result[arm["arm"]].arm.rates
-            colour = COLOURS[encoders.index(arm["encoder"]) % 9]
-            one = spread(rates.tolist())
-            assert one is not None  # a Final has a seed
-            if one.low == one.low:
-                axis.plot([max(one.low, 0), one.high], [row, row], color=colour, linewidth=5, alpha=0.25)
-            axis.plot(rates, [row] * len(rates), "o", color=colour, markersize=5, alpha=0.8)
-            axis.plot([one.mean], [row], "|", color=INK, markersize=14, markeredgewidth=1.8)
-        axis.set_yticks(range(len(arms)), [context_name(arm["arm"]) for arm in reversed(arms)])
-        axis.set_ylim(-0.6, len(arms) - 0.4)
-        axis.set_xlim(left=0)
-        axis.set_xlabel(f"{rate} on {split} [%]")
-        axis.grid(alpha=0.25, axis="x")
-
-    return _svg(draw, (11, 0.9 + 0.34 * len(arms)), f"outcome-{rate}")
+    panels = [
+        svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{context}")
+        for context, group in groups.items()
+    ]
+    return Gallery(f"{rate} on {split} against {axis}", panels, encoders)
 
 
-def _svg(draw: Callable[[Any], None], size: tuple[float, float], key: str) -> str:
-    """What `draw` puts on a figure, as an <svg> element; the same input gives the same text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-    options: Any = dict.fromkeys(inks, INK) | {
-        "svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9, "axes.spines.top": False,
-        "axes.spines.right": False,
-    }  # fmt: skip
-    buffer = io.StringIO()
-    with matplotlib.rc_context(options), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a name in letters that the measuring font lacks
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", text).replace("xlink:href", "href")
-    prefix = re.sub(r"\W", "_", key)  # ids are the page's, not the picture's
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = text.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
-    return text.replace(INK, "currentColor").strip()
+def _across(
+    found: StudyResult, group: Sequence[Family], result: dict[str, Final], encoders: Sequence[str], title: str,
+    figure: Any,
+) -> str | None:  # fmt: skip
+    picture, said = figure.subplots(), []
+    values = axes(found)[group[0].axis]
+    places = numbers(values) or [float(i) for i in range(len(values))]
+    for family in group:
+        known = [(x, v, 100 * result[family.arms[v]].arm.rates) for x, v in zip(places, values, strict=True)
+                 if family.arms.get(v) in result]  # fmt: skip
+        if not known:
+            continue
+        place = encoders.index(family.encoder)
+        style, at = look(place), [x for x, _, _ in known]
+        picture.plot(at, [r.mean() for _, _, r in known], linewidth=1.8, **style)
+        picture.fill_between(
+            at, [r.min() for *_, r in known], [r.max() for *_, r in known], color=style["color"], alpha=0.15,
+            linewidth=0,
+        )  # fmt: skip
+        for x, _, rates in known:
+            picture.plot([x] * len(rates), rates, marker(place), color=style["color"], markersize=3.5, alpha=0.8)
+        said.append(f"{family.encoder} {', '.join(f'{r.mean():.1f} at {v}' for _, v, r in known)}")
+    if not said:
+        return None
+    if numbers(values) and min(places) > 0 and max(places) > 30 * min(places):
+        picture.set_xscale("log")
+    picture.set_xticks(places, values)
+    picture.set_xticks([], minor=True)
+    picture.set_ylim(bottom=0)
+    picture.set_xlabel(group[0].axis)
+    picture.set_title(f"{context_name(group[0].context)}: {title}")
+    return f"{title}, {context_name(group[0].context)}, against {group[0].axis}: {'; '.join(said)}"

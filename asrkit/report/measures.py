@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, Arm, Comparison, Difference, compare, holm, over_seeds
+from asrkit.comparison import FEWEST_SEEDS, Arm, Comparison, compare, holm, over_seeds, seeds_for
 from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.learning import chance
 from asrkit.study.cells import FAILED, arm_of
-
-THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -88,34 +87,36 @@ def _final(name: str, members: Sequence[CellResult], split: str, unit: str, like
     return Final(arm_of(name, outcomes, split, unit), tuple(without)) if outcomes else None
 
 
-def comparisons(found: StudyResult, result: dict[str, Final]) -> list[tuple[str, Comparison]]:
-    """(context, comparison) for every pair of arms within a context; Holm's correction over all of them together."""
+def comparisons(
+    found: StudyResult, result: dict[str, Final], baseline: str | None = None
+) -> list[tuple[str, Comparison]]:
+    """(context, comparison) for every pair of arms within a context, or of every arm with the baseline; Holm over all.
+
+    No verdict where no model of the arm that looks better hears its input: its outputs are chance.
+    """
     pairs = []
     for context, arms in found.contexts().items():
-        pairs += [(context, one) for one in compare([result[a["arm"]].arm for a in arms if a["arm"] in result])]
-    usable = [one.seeds.p if one.seeds.seeds >= FEWEST_SEEDS else math.nan for _, one in pairs]
-    return [(context, replace(one, p_holm=p)) for (context, one), p in zip(pairs, holm(usable), strict=True)]
+        cells = {arm["encoder"]: found.of_arm(arm["arm"]) for arm in arms}
+        there = [result[arm["arm"]].arm for arm in arms if arm["arm"] in result]
+        if baseline is not None and baseline not in [arm.name for arm in there]:
+            continue
+        for one in compare(there, baseline):
+            reason = chance(one.seeds, cells[one.first], cells[one.second], (one.first, one.second))
+            pairs.append((context, replace(one, undecided=reason)))
+    return [(context, one) for (context, _), one in zip(pairs, corrected([one for _, one in pairs]), strict=True)]
 
 
-# --- learning
+def corrected(pairs: Sequence[Comparison]) -> list[Comparison]:
+    """The same with Holm's correction over all of them together, and the seeds that this would take; pairs without a
+    verdict are counted too."""
+    usable = [one.seeds.p if one.seeds.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan for one in pairs]
+    return [
+        replace(one, p_holm=p, seeds_needed=seeds_for(np.array(one.differences), tests=len(pairs)))
+        for one, p in zip(pairs, holm(usable), strict=True)
+    ]
 
 
-def series(cell: CellResult, *keys: str) -> list[tuple[int, float, float]]:
-    """(updates, seconds of training so far, value) of every epoch whose record has the value and finite."""
-    points, seconds = [], 0.0
-    for epoch in cell.epochs:
-        seconds += float(epoch.get("seconds") or 0.0)
-        value: Any = epoch
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and math.isfinite(value):
-            points.append((int(epoch.get("step", 0)), seconds, float(value)))
-    return points
-
-
-def reached(cell: CellResult, threshold: float) -> int | None:
-    """Updates at the first look at dev with a CER not above the threshold."""
-    return next((step for step, _, cer in series(cell, "dev", "cer") if cer <= threshold), None)
+# --- generalization and cost
 
 
 def end_gap(cell: CellResult) -> tuple[float, float] | None:
@@ -128,71 +129,6 @@ def end_gap(cell: CellResult) -> tuple[float, float] | None:
     return None
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Which of two arms learns faster: difference (second less first) of the dev CER averaged over all looks at dev.
-
-    goal: the lowest threshold that every seed of both has reached, and mean updates of first and second to it.
-    """
-
-    context: str
-    first: str
-    second: str
-    difference: Difference
-    p_holm: float
-    goal: tuple[float, float, float] | None
-
-    @property
-    def different(self) -> bool:
-        """Whether it stands, at 5 % over all pairs together."""
-        return self.p_holm < 0.05
-
-
-def average_cer(cell: CellResult, looks: int) -> float | None:
-    """Dev CER averaged over `looks` looks: the area under the learning curve. A cell that failed early keeps its last
-    CER, 1 if it had none; None for a cell that is not over, or whose metrics are lost."""
-    if not cell.over or (cell.damage and not cell.epochs):
-        return None
-    values = [cer for _, _, cer in series(cell, "dev", "cer")]
-    if not values and cell.status != FAILED:
-        return None
-    last = values[-1] if values else 1.0
-    return float(np.mean(values + [last] * (looks - len(values)))) if looks else None
-
-
-def paces(found: StudyResult) -> list[Pace]:
-    """Every pair of arms within a context, over paired seeds; Holm over all of them together."""
-    result = []
-    for context, arms in found.contexts().items():
-        members = {arm["encoder"]: found.of_arm(arm["arm"]) for arm in arms}
-        looks = max((len(series(c, "dev", "cer")) for group in members.values() for c in group), default=0)
-        means = {
-            name: {c.row["seed"]: m for c in group if (m := average_cer(c, looks)) is not None}
-            for name, group in members.items()
-        }
-        names = [name for name, values in means.items() if values]
-        for i, a in enumerate(names):
-            for b in names[i + 1 :]:
-                seeds = [seed for seed in means[a] if seed in means[b]]
-                found_ = over_seeds(np.array([means[a][s] for s in seeds]), np.array([means[b][s] for s in seeds]))
-                pair = [[c for c in members[n] if c.row["seed"] in seeds] for n in (a, b)]
-                result.append(Pace(context, a, b, found_, math.nan, _goal(*pair)))
-    usable = [one.difference.p if one.difference.seeds >= FEWEST_SEEDS else math.nan for one in result]
-    return [replace(one, p_holm=p) for one, p in zip(result, holm(usable), strict=True)]
-
-
-def _goal(first: Sequence[CellResult], second: Sequence[CellResult]) -> tuple[float, float, float] | None:
-    for threshold in sorted(THRESHOLDS):
-        updates = [[reached(cell, threshold) for cell in group] for group in (first, second)]
-        known = [[step for step in group if step is not None] for group in updates]
-        if all(known) and list(map(len, known)) == list(map(len, updates)):
-            return threshold, float(np.mean(known[0])), float(np.mean(known[1]))
-    return None
-
-
-# --- cost and gradients
-
-
 def cost(cell: CellResult) -> dict[str, float | None]:
     """Seconds (and CPU seconds, where recorded) per update, peak memory in MB, as the cell's last process saw them."""
     known = cell.outcome or {}
@@ -202,24 +138,3 @@ def cost(cell: CellResult) -> dict[str, float | None]:
         "cpu_per_update": cpu / updates if updates and cpu is not None else None,
         "memory_mb": known.get("memory_mb"),
     }
-
-
-def end_gradients(cell: CellResult) -> tuple[str, float, str, float] | None:
-    """(first layer, its gradient norm, last layer, its norm) in the last epoch that has both; layers as recorded, from
-    input to output."""
-    for epoch in reversed(cell.epochs):
-        norms = list((epoch.get("train", {}).get("grad_norm_by_layer") or {}).items())
-        if len(norms) > 1:
-            return norms[0][0], float(norms[0][1]), norms[-1][0], float(norms[-1][1])
-    return None
-
-
-def gradient_ratio(cell: CellResult) -> list[tuple[int, float, float]]:
-    """(updates, seconds, gradient norm of the first layer / that of the last) of every epoch that has both."""
-    points, seconds = [], 0.0
-    for epoch in cell.epochs:
-        seconds += float(epoch.get("seconds") or 0.0)
-        norms = list((epoch.get("train", {}).get("grad_norm_by_layer") or {}).values())
-        if len(norms) > 1 and norms[0] and norms[-1] and all(map(math.isfinite, (norms[0], norms[-1]))):
-            points.append((int(epoch.get("step", 0)), seconds, norms[0] / norms[-1]))
-    return points

@@ -6,22 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from asrkit.report.drawing import VARIABLES, Gallery, key
 from asrkit.report.tables import Table
 from asrkit.survey_style import STYLE
 
 MORE = """
-svg{min-width:720px}p.say{margin:.35em 0}ul.say{margin:.3em 0 .8em;padding-left:1.2em}
-.card{margin:16px 0}td{vertical-align:top}td:last-child{white-space:normal}
+p.say{margin:.35em 0}ul.say{margin:.3em 0 .8em;padding-left:1.2em;overflow-wrap:anywhere}
+.card{margin:16px 0}td{vertical-align:top}th{vertical-align:bottom;white-space:normal}
+td.long{white-space:normal;min-width:14em}td.word,th.word,td.long,th.long{text-align:left}
+h3{margin-top:1.2em}summary{margin-top:.6em}
+.panels{display:grid;gap:10px 18px;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
+.panels svg{max-width:560px}.legend{display:flex;flex-wrap:wrap;gap:2px 18px;list-style:none;padding:0;
+margin:.2em 0 .6em;font-size:.92rem}.legend span{min-width:0;overflow-wrap:anywhere}
+.legend li{min-width:0;display:flex;align-items:center;gap:6px}
+svg.key{display:inline-block;width:34px;flex:none}
+@media (max-width:520px){main{padding:16px 10px 32px}.card{padding:12px}
+th,td{padding:5px 8px}table{font-size:.85rem}}
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and, in this order, sentences, pictures (title, SVG) and tables."""
+    """A heading and, in this order, sentences, more of them on request, pictures and tables."""
 
     title: str
     sentences: Sequence[str] = ()
-    pictures: Sequence[tuple[str, str]] = ()
+    more: Sequence[str] = ()
+    galleries: Sequence[Gallery] = ()
     tables: Sequence[Table] = field(default_factory=list)
 
 
@@ -33,7 +44,7 @@ def page(name: str, subtitle: str, headlines: Sequence[str], troubled: int, sect
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f'<meta name="color-scheme" content="light dark"><title>{title}: report</title>'
-        f"<style>{STYLE}{MORE}</style></head><body><main>"
+        f"<style>{STYLE}{VARIABLES}{MORE}</style></head><body><main>"
         f'<header><p class="kind">report of a study</p><h1>{title}</h1><p class="path">{escape(subtitle)}</p></header>'
         f"{_verdict(headlines, troubled)}{''.join(map(_section, sections))}"
         "<footer>made by <code>asrkit report</code> from study.json, cell.json and metrics.jsonl · numbers of every "
@@ -51,32 +62,62 @@ def _verdict(headlines: Sequence[str], troubled: int) -> str:
 
 
 def _section(one: Section) -> str:
-    said = "".join(f"<li>{escape(line)}</li>" for line in one.sentences)
-    said = f'<ul class="say">{said}</ul>' if said else ""
-    drawn = "".join(f'<h3>{escape(title)}</h3><div class="scroll">{svg}</div>' for title, svg in one.pictures if svg)
+    said = _list(one.sentences)
+    if one.more:
+        none = "" if one.sentences else "No difference stands. "
+        said += f"<details><summary>{none}{len(one.more)} pairs without evidence</summary>{_list(one.more)}</details>"
+    drawn = "".join(map(_gallery, one.galleries))
     return (
         f'<section class="card"><h2>{escape(one.title)}</h2>{said}{drawn}{"".join(map(_table, one.tables))}</section>'
     )
 
 
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="say">{items}</ul>' if items else ""
+
+
+def _gallery(one: Gallery) -> str:
+    if not any(one.panels):
+        return ""
+    names = "".join(f"<li>{key(place)}<span>{escape(name)}</span></li>" for place, name in enumerate(one.legend))
+    legend = f'<ul class="legend">{names}</ul>' if names else ""
+    return f'<h3>{escape(one.title)}</h3>{legend}<div class="panels">{"".join(one.panels)}</div>'
+
+
 def _table(one: Table) -> str:
-    heading = f'<h3>{escape(one.title)}</h3><p class="note">{escape(one.note)}</p>'
+    note = f'<p class="note">{escape(one.note)}</p>'
     if not one.rows:
-        return f'{heading}<p class="none">nothing</p>'
-    head = "".join(f"<th>{escape(name)}</th>" for name in one.head)
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in one.rows)
-    return f'{heading}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        return f'<h3>{escape(one.title)}</h3>{note}<p class="none">nothing</p>'
+    kinds = [_kind([row[i] for row in one.rows]) for i in range(len(one.head))]
+    names = zip(one.head, kinds, strict=True)
+    head = "".join(f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in names)
+    rows = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in one.rows)
+    table = (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(one.title)}"><table><thead><tr>{head}</tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>"
+    )
+    if one.folded:
+        return f"<details><summary>{escape(one.title)}</summary>{note}{table}</details>"
+    return f"<h3>{escape(one.title)}</h3>{note}{table}"
 
 
-def _cell(text: str) -> str:
-    return f"<td{' class=hot' if text.startswith('≠') else ''}>{escape(text)}</td>"
+def _kind(column: Sequence[str]) -> str:
+    """Of a column: `long` may break its lines, `word` begins at the left, `number` ends at the right."""
+    if any(len(text) > 34 for text in column):
+        return "long"
+    return "word" if any(text[:1].isalpha() for text in column) else "number"
+
+
+def _cell(text: str, kind: str) -> str:
+    return f'<td class="{kind}{" hot" * text.startswith("≠")}">{escape(text)}</td>'
 
 
 def markdown(name: str, subtitle: str, headlines: Sequence[str], sections: Sequence[Section]) -> str:
     """The same without pictures."""
     lines = [f"# {name}", "", subtitle, "", *(f"- {line}" for line in headlines)]
     for one in sections:
-        lines += ["", f"## {one.title}", "", *(f"- {line}" for line in one.sentences)]
+        lines += ["", f"## {one.title}", "", *(f"- {line}" for line in [*one.sentences, *one.more])]
         for table in one.tables:
             lines += ["", f"### {table.title}", "", table.note, ""]
             lines += _markdown_table(table) if table.rows else ["nothing"]

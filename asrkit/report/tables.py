@@ -7,19 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from asrkit.comparison import Comparison
+from asrkit.report.axes import Family
 from asrkit.report.collect import CellResult, StudyResult, troubles
-from asrkit.report.measures import (
-    THRESHOLDS,
-    Final,
-    Pace,
-    Spread,
-    cost,
-    end_gap,
-    end_gradients,
-    reached,
-    series,
-    spread,
-)
+from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients, order
+from asrkit.report.learning import THRESHOLDS, Pace, heard_from, model_hears, phases, reached, series
+from asrkit.report.measures import Final, Spread, cost, end_gap, spread
 from asrkit.report.words import context_name
 from asrkit.study.proof import COMPARED
 
@@ -29,12 +21,13 @@ Members = Sequence[CellResult]
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, what must be known to read it, column names, and rows of text."""
+    """A heading, what must be known to read it, column names, and rows of text; folded: shown on request."""
 
     title: str
     note: str
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    folded: bool = False
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -110,11 +103,16 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
             columns += [percent(s.mean), f"{percent(s.least)} to {percent(s.most)}", interval]
         final = characters[arm["arm"]]
         without = ", ".join(map(str, final.without_model))
-        rows.append((context_name(arm["arm"]), str(len(final.arm.seeds)), *columns,
-                     f"seed {without} failed without a model: counts as 100 %" if without else ""))  # fmt: skip
+        remarks = [f"seed {without} failed without a model: counts as 100 %"] if without else []
+        heard = [model_hears(cell) for cell in found.of_arm(arm["arm"]) if cell.over]
+        if deaf := heard.count(False):
+            remarks.append(f"{deaf} of {len(heard)} models do{'es' * (deaf == 1)} not hear the input")
+        rows.append((context_name(arm["arm"]), str(len(final.arm.seeds)), *columns, "; ".join(remarks)))
     note = (
         f"In %, on {split}, the best model of each cell with the arm's learning rate: mean over seeds, least to most, "
-        "and Student's 95 % interval of the mean (from three seeds on, cut off at 0)."
+        "and Student's 95 % interval of the mean (from three seeds on, cut off at 0). A cell does not hear its input "
+        "if the train loss of its best epoch is not below the floor, the loss of the best model that hears nothing: "
+        "its error rate is chance."
     )
     head = ("arm", "seeds", "CER", "CER, range", "CER, interval", "WER", "WER, range", "WER, interval", "")
     return Table(f"Error rates on {split}", note, head, rows)
@@ -122,25 +120,43 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
 
 def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: str) -> Table:
     """All tests of all pairs."""
-    rows = []
-    for context, one in pairs:
-        d = one.seeds
-        low, high = one.bootstrap
-        rows.append((
-            context_name(context), one.first, one.second, str(d.seeds), percent(d.mean, 2),
-            f"{percent(d.low, 2)} to {percent(d.high, 2)}", number(d.p), number(one.p_holm),
-            f"{percent(low, 2)} to {percent(high, 2)}",
-            ", ".join(number(p, ".2g") for p in one.matched_pairs) or NONE,
-            NONE if one.seeds_needed is None else str(one.seeds_needed),
-        ))  # fmt: skip
+    rows = [_tests(context_name(context), one) for context, one in pairs]
     note = (
         f"{rate} on {split}, second less first, in points. The verdict is Student's t over paired seeds, corrected for "
         "all pairs of this table (Holm). Beside it: bootstrap over seeds and speakers, and the matched-pairs test of "
-        "each seed's two runs, which alone would call equal systems different too often."
+        "each seed's two runs, which alone would call equal systems different too often. "
+        "Seeds: how many would show this difference after "
+        "the correction, as far as the spread seen so far can tell."
     )
-    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "bootstrap",
-            "p per seed, matched pairs", "seeds for 80 % power")  # fmt: skip
-    return Table("All tests", note, head, rows)
+    return Table("All tests", note, ("of", *TESTS), rows)
+
+
+TESTS = ("first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "bootstrap",
+         "p per seed, matched pairs", "seeds for 80 % power")  # fmt: skip
+
+
+def _tests(of: str, one: Comparison) -> tuple[str, ...]:
+    d = one.seeds
+    low, high = one.bootstrap
+    return (
+        of, one.first, one.second, str(d.seeds), percent(d.mean, 2), _interval(d.low, d.high), number(d.p),
+        number(one.p_holm), _interval(low, high), ", ".join(number(p, ".2g") for p in one.matched_pairs) or NONE,
+        NONE if one.seeds_needed is None else str(one.seeds_needed),
+    )  # fmt: skip
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{percent(low, 2)} to {percent(high, 2)}" if math.isfinite(low) and math.isfinite(high) else NONE
+
+
+def axis_table(pairs: Sequence[tuple[Family, Comparison]], split: str, rate: str) -> Table:
+    """All tests across the axes."""
+    rows = [_tests(f"{context_name(family.context)}, {family.encoder}", one) for family, one in pairs]
+    note = (
+        f"{rate} on {split}, second less first, in points, of arms that differ in this axis and in nothing else: every "
+        "value with the axis' first (the least). Tests as above; Holm over all rows of this table."
+    )
+    return Table("Across the axes", note, ("of", *TESTS), rows)
 
 
 def threshold_table(found: StudyResult) -> Table:
@@ -154,27 +170,45 @@ def threshold_table(found: StudyResult) -> Table:
             whole = bool(steps) and len(steps) == len(members)
             shown.append(_spread(spread(list(map(float, steps))), lambda v: f"{v:.0f}") if whole
                          else f"{len(steps)} of {len(members)} seeds" if members else NONE)  # fmt: skip
-        rows.append((context_name(arm["arm"]), *shown))
+        rows.append((context_name(arm["arm"]), _hearing(members), *shown))
     note = (
-        "Updates until the CER on dev is first seen at or below a threshold, to the next look at dev: mean over seeds "
-        "(least to most) where all seeds reach it, else how many do."
+        "Hears: updates until the train loss is first below that of the best model that hears nothing (by 2 %). The "
+        "others: updates until the CER on dev of a cell that hears is first seen at or below a threshold, to the next "
+        "look. Mean over seeds (least to most) where all seeds come there, else how many do."
     )
-    return Table("Updates to reach a CER", note, ("arm", *(f"{100 * t:g} %" for t in THRESHOLDS)), rows)
+    return Table("Updates to reach a CER", note, ("arm", "hears", *(f"{100 * t:g} %" for t in THRESHOLDS)), rows)
+
+
+def _hearing(members: Members) -> str:
+    known = [heard_from(cell) for cell in members if phases(cell)]
+    steps = [step for step in known if step is not None]
+    if not known or len(steps) < len(members):
+        return f"{len(steps)} of {len(members)} seeds" if known else NONE
+    return _spread(spread(list(map(float, steps))), lambda v: f"{v:.0f}")
 
 
 def pace_table(speeds: Sequence[Pace]) -> Table:
     """The numbers behind "learns faster"."""
-    rows = [
-        (context_name(one.context), one.first, one.second, str(one.difference.seeds), percent(one.difference.mean, 2),
-         f"{percent(one.difference.low, 2)} to {percent(one.difference.high, 2)}", number(one.difference.p),
-         number(one.p_holm)) for one in speeds
-    ]  # fmt: skip
+    rows = []
+    for one in speeds:
+        d, ratio = one.difference, NONE
+        if one.goal is not None and one.ratio is not None:
+            middle, low, high = (number(value, ".2f") for value in one.ratio)
+            ratio = f"{middle} ({low} to {high}), to {100 * one.goal[0]:g} %"
+        rows.append((
+            context_name(one.context), one.first, one.second, str(d.seeds), percent(d.mean, 2),
+            _interval(d.low, d.high), number(d.p), number(one.p_holm),
+            NONE if one.seeds_needed is None else str(one.seeds_needed), ratio,
+        ))  # fmt: skip
     note = (
         "Dev CER averaged over all looks at dev (the area under the learning curve against updates), second less "
-        "first, in points; Student's t over paired seeds, Holm over all pairs of this table. A cell that failed keeps "
-        "the CER it had, or 100 %."
+        "first, in points; Student's t over paired seeds, Holm over all pairs of this table. A CER counts as 100 % "
+        "where it is above, and as long as the cell does not hear its input; a cell that failed keeps the CER it had. "
+        "Beside it, without a test: updates of the second over those of the first to the lowest CER that all seeds of "
+        "both reach, geometric mean with its 95 % interval."
     )
-    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm")
+    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "seeds for 80 % power",
+            "updates, second / first")  # fmt: skip
     return Table("How fast they learn", note, head, rows)
 
 
@@ -192,15 +226,42 @@ def end_table(found: StudyResult) -> Table:
             _spread(spread([d for _, d in gaps]), percent), _spread(spread([d - t for t, d in gaps]), percent),
             *(_spread(spread(values), percent) for values in ends),
             names, *(_spread(spread([float(g[i]) for g in gradients]), number) for i in (1, 3)),
+            _weakest([one for cell in members if (one := end_dependence(cell)) is not None]),
         ))  # fmt: skip
     note = (
         "After the last epoch, mean over seeds (least to most), in %. The gap is CER on dev less CER on train; train's "
         "is that of training itself (dropout and augmentation on, weights in motion), so the gap can be negative. "
-        "Gradient norms are those of the last epoch, before clipping; blank: frames, empty: outputs, on dev."
+        "Gradient norms are those of the last epoch, before clipping; blank: frames, empty: outputs, on dev. "
+        "Dependence: how much other audio of the same length changes a layer's output (0 not at all, about 1 wholly), "
+        "of the layer where that is least."
     )
     head = ("arm", "train CER", "dev CER", "gap", "blank", "empty", "layers: first / last", "gradient of first",
-            "of last")  # fmt: skip
+            "of last", "weakest dependence")  # fmt: skip
     return Table("At the end of training", note, head, rows)
+
+
+def _weakest(ends: Sequence[tuple[str, float]]) -> str:
+    names = "/".join(dict.fromkeys(name for name, _ in ends))
+    return f"{_spread(spread([value for _, value in ends]), number)} in {names}" if ends else NONE
+
+
+def layer_tables(found: StudyResult) -> list[Table]:
+    """Gradient norm and dependence on the input of every layer at the end, a table per context."""
+    tables = []
+    for context, arms in found.contexts().items():
+        members = {arm["encoder"]: [c for c in found.of_arm(arm["arm"]) if c.over] for arm in arms}
+        ends = {name: [(at_end(c, GRADIENT), at_end(c, DEPENDENCE)) for c in group] for name, group in members.items()}
+        names = order([list(one) for group in ends.values() for pair in group for one in reversed(pair)])
+        rows = []
+        for layer in names:
+            cells = []
+            for group in ends.values():
+                both = [spread([pair[i].get(layer) for pair in group]) for i in (0, 1)]
+                cells.append(" / ".join(NONE if one is None else number(one.mean) for one in both))
+            rows.append((layer, *cells))
+        note = "Mean over seeds after the last epoch: gradient norm / dependence on the input, from input to output."
+        tables.append(Table(f"Layer by layer: {context_name(context)}", note, ("layer", *members), rows, folded=True))
+    return [table for table in tables if table.rows]
 
 
 def cost_table(found: StudyResult) -> Table:
@@ -215,7 +276,7 @@ def cost_table(found: StudyResult) -> Table:
         "Mean over seeds (least to most): time of training without looks at dev, as measured while other cells may "
         "have run beside it; memory is the peak of the whole process (on a GPU: of its memory)."
     )
-    return Table("Cost", note, ("arm", "ms per update", "CPU ms per update", "memory, MB"), rows)
+    return Table("Per update", note, ("arm", "ms per update", "CPU ms per update", "memory, MB"), rows)
 
 
 def trouble_table(found: StudyResult) -> Table:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from asrkit.comparison import FEWEST_SEEDS, Comparison
+from asrkit.comparison import FEWEST_SEEDS, Comparison, in_words, more_seeds
+from asrkit.report.axes import Family
 from asrkit.report.collect import StudyResult
-from asrkit.report.measures import Final, Pace
+from asrkit.report.learning import Pace, model_hears
+from asrkit.report.measures import Final
 
 
 def context_name(context: str) -> str:
@@ -16,25 +18,35 @@ def context_name(context: str) -> str:
 
 
 def pace_in_words(one: Pace) -> str:
-    """Which arm learns faster, by how much, how sure; or "no evidence"."""
+    """Which arm learns faster, by how much, how sure; or "no evidence", and what it would take."""
     d = one.difference
+    if one.undecided is not None:
+        return f"{one.first} and {one.second}: {one.undecided}"
     if d.seeds < FEWEST_SEEDS:
         return (
             f"{one.first} and {one.second}: {d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell which learns "
             f"faster (at least {FEWEST_SEEDS})"
         )
     span = f"{100 * d.low:+.2f} to {100 * d.high:+.2f} points over {d.seeds} paired seeds; p = {one.p_holm:.3g}"
-    goal = ""
-    if one.goal is not None:
-        threshold, a, b = one.goal
-        goal = f"; dev CER {100 * threshold:g} % after {a:.0f} updates ({one.first}) and {b:.0f} ({one.second})"
     if not one.different:
-        return f"{one.first} and {one.second}: no evidence that one learns faster ({span}){goal}"
+        text = f"{one.first} and {one.second}: no evidence at this budget that one learns faster ({span})"
+        return text + more_seeds(one.seeds_needed, d) + _goal(one)
     faster, slower = (one.second, one.first) if d.mean < 0 else (one.first, one.second)
     return (
         f"{faster} learns faster than {slower}: its dev CER averaged over training is {100 * abs(d.mean):.2f} points "
-        f"lower ({span}){goal}"
+        f"lower ({span}){_goal(one)}"
     )
+
+
+def _goal(one: Pace) -> str:
+    if one.goal is None:
+        return ""
+    threshold, a, b = one.goal
+    text = f"; dev CER {100 * threshold:g} % after {a:.0f} updates ({one.first}) and {b:.0f} ({one.second})"
+    if one.ratio is None:
+        return text
+    middle, low, high = one.ratio
+    return f"{text}, {middle:.2f} times as many ({low:.2f} to {high:.2f})"
 
 
 def headlines(
@@ -48,7 +60,11 @@ def headlines(
     """The report in a few lines: how far the study is, which means are lowest, how many differences stand."""
     lines = [_progress(found)]
     for context, arms in found.contexts().items():
-        means = {a["encoder"]: float(result[a["arm"]].arm.rates.mean()) for a in arms if a["arm"] in result}
+        hearing = [
+            arm for arm in arms
+            if arm["arm"] in result and any(model_hears(c) is not False for c in found.of_arm(arm["arm"]) if c.over)
+        ]  # fmt: skip
+        means = {arm["encoder"]: float(result[arm["arm"]].arm.rates.mean()) for arm in hearing}
         if len(means) > 1:
             best = min(means, key=lambda name: means[name])
             lines.append(
@@ -56,10 +72,23 @@ def headlines(
                 "(an order of means is no evidence by itself)"
             )
     if pairs:
-        lines.append(_stands(f"differ in {rate} on {split}", [(c.different, c.seeds.seeds) for _, c in pairs]))
+        lines.append(_stands(f"differ in {rate} on {split}", [_verdict(c, c.seeds.seeds) for _, c in pairs]))
     if speeds:
-        lines.append(_stands("differ in how fast they learn", [(s.different, s.difference.seeds) for s in speeds]))
+        lines.append(_stands("differ in how fast they learn", [_verdict(s, s.difference.seeds) for s in speeds]))
+    over = [model_hears(cell) for cell in found.cells if cell.over and cell.row.get("chosen")]
+    if deaf := over.count(False):
+        lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input: train loss not below "
+                     "that of the best model that hears nothing, error rate by chance")  # fmt: skip
     return lines
+
+
+def across_in_words(family: Family, one: Comparison, rate: str) -> str:
+    """What the axis does to one encoder: `model3, none: depth 3 is better than depth 1 by ...`."""
+    return f"{context_name(family.context)}, {family.encoder}: {in_words(one, rate)}"
+
+
+def _verdict(one: Comparison | Pace, seeds: int) -> tuple[bool, int, bool]:
+    return one.different, seeds, one.undecided is None
 
 
 def _progress(found: StudyResult) -> str:
@@ -71,8 +100,10 @@ def _progress(found: StudyResult) -> str:
     return f"{total} cells: {counts or 'none'}"
 
 
-def _stands(what: str, verdicts: Sequence[tuple[bool, int]]) -> str:
-    usable = [different for different, seeds in verdicts if seeds >= FEWEST_SEEDS]
-    few = len(verdicts) - len(usable)
+def _stands(what: str, verdicts: Sequence[tuple[bool, int, bool]]) -> str:
+    usable = [different for different, seeds, decided in verdicts if decided and seeds >= FEWEST_SEEDS]
+    deaf = sum(not decided for *_, decided in verdicts)
+    few = len(verdicts) - len(usable) - deaf
     text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < 0.05 after Holm's correction)"
-    return text + (f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else "")
+    text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
+    return text + (f"; {deaf} more do not hear their input" if deaf else "")

@@ -1,0 +1,87 @@
+"""Across an axis of a study (depth, placement, residuals): cells that differ in this axis and in nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from asrkit.comparison import Arm, Comparison, compare
+from asrkit.report.collect import StudyResult
+from asrkit.report.learning import chance
+from asrkit.report.measures import Final, corrected
+
+
+@dataclass(frozen=True)
+class Family:
+    """Arms that differ in one axis only. context: recipe and all other axes; arms: value of the axis -> arm's id."""
+
+    axis: str
+    context: str
+    encoder: str
+    arms: Mapping[str, str]
+
+
+def numbers(values: Any) -> list[float] | None:
+    """Names of an axis' values as numbers, if all of them are finite numbers."""
+    try:
+        found = [float(value) for value in values]
+    except ValueError:
+        return None
+    return found if all(map(math.isfinite, found)) else None
+
+
+def axes(found: StudyResult) -> dict[str, list[str]]:
+    """Axis -> its values, if there are several: in increasing order where they are numbers, else in the study's."""
+    values: dict[str, list[str]] = {}
+    for arm in found.arms:
+        for axis, value in (arm.get("axes") or {}).items():
+            if str(value) not in values.setdefault(str(axis), []):
+                values[str(axis)].append(str(value))
+    return {
+        axis: sorted(names, key=float) if numbers(names) else names for axis, names in values.items() if len(names) > 1
+    }
+
+
+def families(found: StudyResult, axis: str) -> list[Family]:
+    """In the order of the study; those of which only one value is there are left out."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for arm in found.arms:
+        others = dict(arm.get("axes") or {})
+        if axis not in others:
+            continue
+        value = str(others.pop(axis))
+        context = "--".join([arm["recipe"], *(f"{name}-{one}" for name, one in others.items())])
+        groups.setdefault((context, arm["encoder"]), {})[value] = arm["arm"]
+    order = axes(found).get(axis, [])
+    return [
+        Family(axis, context, encoder, {value: arms[value] for value in order if value in arms})
+        for (context, encoder), arms in groups.items() if len(arms) > 1
+    ]  # fmt: skip
+
+
+def across(found: StudyResult, result: Mapping[str, Final]) -> list[tuple[Family, Comparison]]:
+    """Every value of every axis with the axis' first (the least) of the same family; Holm over all of them together.
+
+    Values that were not scored on the same utterances as the first (outputs too short for some) are left out.
+    """
+    pairs = []
+    for axis in axes(found):
+        for family in families(found, axis):
+            named = [
+                (replace(result[arm].arm, name=f"{axis} {value}"), found.of_arm(arm))
+                for value, arm in family.arms.items() if arm in result
+            ]  # fmt: skip
+            cells = {arm.name: members for arm, members in named if _alike(arm, named[0][0])}
+            arms = [arm for arm, _ in named if arm.name in cells]
+            for one in compare(arms, baseline=arms[0].name) if len(arms) > 1 else []:
+                reason = chance(one.seeds, cells[one.first], cells[one.second], (one.first, one.second))
+                pairs.append((family, replace(one, undecided=reason)))
+    return [(family, one) for (family, _), one in zip(pairs, corrected([one for _, one in pairs]), strict=True)]
+
+
+def _alike(one: Arm, other: Arm) -> bool:
+    return one.speakers == other.speakers and np.array_equal(one.lengths, other.lengths)

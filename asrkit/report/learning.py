@@ -1,0 +1,200 @@
+"""How fast cells learn: their curves, when they begin to hear, and which of two arms is quicker.
+
+A CTC model begins with random characters, falls onto a plateau of blanks, where its loss is that of the best model
+that hears nothing (asrkit.diagnostics.floor), and reads from then on. CER before it hears is chance: 85 % of a model
+that has not learned anything is no better than the 100 % of blanks that follow. Until a cell hears, its CER therefore
+counts as 1 here, and two arms of which no cell hears are not compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from asrkit.comparison import FEWEST_SEEDS, Difference, holm, over_seeds, seeds_for
+from asrkit.report.collect import CellResult, StudyResult
+from asrkit.study.cells import FAILED
+
+THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
+Points = list[tuple[int, float, float]]
+
+
+def series(cell: CellResult, *keys: str) -> Points:
+    """(updates, seconds of training so far, value) of every epoch whose record has the value and finite."""
+    points, seconds = [], 0.0
+    for epoch in cell.epochs:
+        seconds += float(epoch.get("seconds") or 0.0)
+        value: Any = epoch
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int | float) and math.isfinite(value):
+            points.append((int(epoch.get("step", 0)), seconds, float(value)))
+    return points
+
+
+def reached(cell: CellResult, threshold: float) -> int | None:
+    """Updates at the first look at dev with a CER not above the threshold, from when on the cell hears."""
+    start = _start(cell)
+    return next((step for step, _, cer in series(cell, "dev", "cer") if cer <= threshold and step >= start), None)
+
+
+def floor(cell: CellResult) -> float | None:
+    """Loss of the best model that hears nothing, in nats per label, as the run has recorded it."""
+    found = series(cell, "diagnosis", "floor")
+    return found[-1][2] if found else None
+
+
+def phases(cell: CellResult) -> list[tuple[int, str]]:
+    """(updates, above_floor / on_floor / below_floor) of every epoch whose diagnosis is recorded."""
+    found = [(int(e.get("step", 0)), (e.get("diagnosis") or {}).get("phase")) for e in cell.epochs]
+    return [(step, phase) for step, phase in found if phase is not None]
+
+
+def hears(cell: CellResult) -> bool | None:
+    """Whether its train loss has come below the floor at any epoch; None where that is not recorded.
+
+    A cell that failed before its first epoch hears nothing.
+    """
+    known = phases(cell)
+    if known:
+        return any(phase == "below_floor" for _, phase in known)
+    return False if cell.status == FAILED and not cell.epochs else None
+
+
+def heard_from(cell: CellResult) -> int | None:
+    """Updates at the first epoch below the floor; None if it never was, or that is not recorded."""
+    return next((step for step, phase in phases(cell) if phase == "below_floor"), None)
+
+
+def _start(cell: CellResult) -> float:
+    """Updates from which on a CER is no longer chance: 0 where that is not recorded, infinity for a deaf cell."""
+    start = heard_from(cell) if phases(cell) else 0
+    return math.inf if start is None else start
+
+
+def model_hears(cell: CellResult) -> bool | None:
+    """Whether the best model of a cell, which is the one that is scored, hears its input: phase of its epoch."""
+    best = (cell.outcome or {}).get("best_epoch")
+    known = {epoch.get("epoch"): (epoch.get("diagnosis") or {}).get("phase") for epoch in cell.epochs}
+    phase = known.get(best)
+    return hears(cell) if phase is None else phase == "below_floor"
+
+
+def chance(
+    one: Difference, first: Sequence[CellResult], second: Sequence[CellResult], names: tuple[str, str]
+) -> str | None:
+    """In words why a difference in error rate is none: no model of the arm that looks better hears its input."""
+    better, name = (second, names[1]) if one.mean < 0 else (first, names[0])
+    over = [cell for cell in better if cell.over]
+    if not over or any(model_hears(cell) is not False for cell in over):
+        return None
+    return (
+        unheard([*first, *second]) or f"no model of {name}, which makes fewer errors, hears its input: that is chance"
+    )
+
+
+def unheard(cells: Sequence[CellResult]) -> str | None:
+    """In words why these cells cannot be told apart: none of those that are over hears. None where one does."""
+    over = [cell for cell in cells if cell.over]
+    if not over or any(hears(cell) is not False for cell in over):
+        return None
+    updates = max((cell.epochs[-1].get("step", 0) for cell in over if cell.epochs), default=0)
+    return (
+        f"no seed of either hears its input within {updates} updates (loss on the input-blind floor): too short to tell"
+    )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Which of two arms learns faster: difference (second less first) of the dev CER averaged over all looks at dev.
+
+    goal: the lowest threshold that every seed of both has reached, and mean updates of first and second to it.
+    ratio: updates to the goal, second / first: geometric mean over paired seeds with its 95 % interval.
+    differences: of every paired seed. undecided: why no verdict is given in spite of p, in words.
+    """
+
+    context: str
+    first: str
+    second: str
+    difference: Difference
+    p_holm: float
+    goal: tuple[float, float, float] | None
+    ratio: tuple[float, float, float] | None = None
+    seeds_needed: int | None = None
+    differences: tuple[float, ...] = ()
+    undecided: str | None = None
+
+    @property
+    def different(self) -> bool:
+        """Whether it stands, at 5 % over all pairs together."""
+        return self.undecided is None and self.p_holm < 0.05
+
+
+def average_cer(cell: CellResult, looks: int) -> float | None:
+    """Dev CER, at most 1, and 1 before the cell hears, averaged over `looks` looks: the area under the learning curve.
+
+    A cell that failed early keeps its last value; None for one that is not over, or whose metrics are lost.
+    """
+    if not cell.over or (cell.damage and not cell.epochs):
+        return None
+    start = _start(cell)
+    values = [1.0 if step < start else min(cer, 1.0) for step, _, cer in series(cell, "dev", "cer")]
+    if not values and cell.status != FAILED:
+        return None
+    last = values[-1] if values else 1.0
+    return float(np.mean(values + [last] * (looks - len(values)))) if looks else None
+
+
+def paces(found: StudyResult, baseline: str | None = None) -> list[Pace]:
+    """Every pair of arms within a context, or every arm with the baseline, over paired seeds; Holm over all of them."""
+    result = []
+    for context, arms in found.contexts().items():
+        members = {arm["encoder"]: found.of_arm(arm["arm"]) for arm in arms}
+        looks = max((len(series(c, "dev", "cer")) for group in members.values() for c in group), default=0)
+        means = {
+            name: {c.row["seed"]: m for c in group if (m := average_cer(c, looks)) is not None}
+            for name, group in members.items()
+        }
+        names = [name for name, values in means.items() if values]
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+        if baseline is not None:
+            pairs = [(baseline, name) for name in names if name != baseline] if baseline in names else []
+        result += [_pace(context, a, b, means, members) for a, b in pairs]
+    usable = [
+        one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
+        for one in result
+    ]
+    return [
+        replace(one, p_holm=p, seeds_needed=seeds_for(np.array(one.differences), tests=len(result)))
+        for one, p in zip(result, holm(usable), strict=True)
+    ]
+
+
+def _pace(
+    context: str, a: str, b: str, means: dict[str, dict[int, float]], members: dict[str, list[CellResult]]
+) -> Pace:
+    seeds = [seed for seed in means[a] if seed in means[b]]
+    x, y = (np.array([means[name][seed] for seed in seeds]) for name in (a, b))
+    pair = [[next(c for c in members[n] if c.row["seed"] == seed) for seed in seeds] for n in (a, b)]
+    goal, ratio = _goal(*pair)
+    differences = tuple((y - x).tolist())
+    return Pace(context, a, b, over_seeds(x, y), math.nan, goal, ratio, None, differences, unheard(pair[0] + pair[1]))
+
+
+def _goal(
+    first: Sequence[CellResult], second: Sequence[CellResult]
+) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:
+    """The goal of a Pace and its ratio; both arms' cells in the same order of seeds."""
+    for threshold in sorted(THRESHOLDS):
+        updates = [[reached(cell, threshold) for cell in group] for group in (first, second)]
+        if not first or any(step is None for group in updates for step in group):
+            continue
+        a, b = np.array(updates, float)
+        d = over_seeds(np.log(np.maximum(a, 1)), np.log(np.maximum(b, 1)))
+        ratio = tuple(math.exp(v) for v in (d.mean, d.low, d.high)) if len(a) >= FEWEST_SEEDS else None
+        return (threshold, float(a.mean()), float(b.mean())), ratio  # type: ignore[return-value]
+    return None, None

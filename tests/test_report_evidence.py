@@ -1,0 +1,267 @@
+"""What a report concludes: against scipy, on equal systems, on cells that hear nothing, and across an axis."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_study import change, epochs, make_study, write_epochs
+from scipy import stats
+
+from asrkit.report import axes, layers
+from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.export import judge, write_report
+
+UTTERANCES, SPEAKERS, LOOKS = 240, 24, 10
+
+
+# --- numbers
+
+
+def test_every_test_equals_scipy(tmp_path: Path) -> None:
+    """p over seeds, p per seed, Holm over three pairs, gap and cost, from the cells as they lie on disk."""
+    rng = np.random.default_rng(8)
+    levels = {"none": 9, "layer_norm": 7, "sequence_batch_norm": 3}
+    errors = {name: rng.poisson(level, (4, 4)).tolist() for name, level in levels.items()}
+    data = write_report(make_study(tmp_path / "s", errors))
+    tests = {}
+    for pair in data["comparisons"]:
+        x, y = (np.array(errors[pair[side]]) for side in ("first", "second"))
+        theirs = stats.ttest_rel(y.sum(1) / 100, x.sum(1) / 100)
+        assert pair["seeds"]["p"] == pytest.approx(theirs.pvalue, rel=1e-9)
+        assert pair["seeds"]["low"] == pytest.approx(theirs.confidence_interval().low, rel=1e-9)
+        d = y - x
+        z = d.mean(1) / stats.sem(d, axis=1)
+        assert pair["matched_pairs"] == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
+        tests[theirs.pvalue] = pair["p_holm"]
+    small, middle, large = sorted(tests)
+    assert tests[small] == pytest.approx(min(1, 3 * small))
+    assert tests[middle] == pytest.approx(max(tests[small], min(1, 2 * middle)))
+    assert tests[large] == pytest.approx(max(tests[middle], large))
+    cell = data["cells"][0]
+    assert (cell["end_gap"], cell["seconds_per_update"], cell["memory_mb"]) == (0.125, 0.15, 101.0)
+
+
+def test_the_bootstrap_equals_one_that_draws_utterance_by_utterance() -> None:
+    """Seeds, then speakers with all their utterances, pooled; speakers of very different size."""
+    from asrkit.comparison import hierarchical_bootstrap
+
+    rng = np.random.default_rng(9)
+    speakers = [f"s{i}" for i in range(7) for _ in range(1 + i)]
+    lengths = rng.integers(5, 40, len(speakers))
+    x, y = rng.binomial(lengths, 0.3, (3, len(speakers))), rng.binomial(lengths, 0.2, (3, len(speakers)))
+    of = {name: [i for i, one in enumerate(speakers) if one == name] for name in speakers}
+    drawn = []
+    for _ in range(4000):
+        rates = []
+        for k in rng.integers(3, size=3):
+            rows = [i for s in rng.integers(len(of), size=len(of)) for i in of[f"s{s}"]]
+            rates.append((y[k, rows] - x[k, rows]).sum() / lengths[rows].sum())
+        drawn.append(np.mean(rates))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    ours = hierarchical_bootstrap(x, y, lengths, speakers, replications=4000)
+    assert ours == pytest.approx((low, high), abs=0.06 * (high - low))
+
+
+def test_speed_is_the_area_under_the_curve_and_a_ratio_of_updates(tmp_path: Path) -> None:
+    slow = [[1.3, 1.0, 0.9, 0.6, 0.4], [1.0, 1.0, 0.8, 0.7, 0.45], [1.0, 1.0, 1.0, 0.8, 0.3]]
+    quick = [[1.2, 0.7, 0.4, 0.3, 0.2], [1.0, 0.8, 0.45, 0.4, 0.3], [1.0, 0.45, 0.4, 0.3, 0.2]]
+    folder = make_study(tmp_path / "s", {"none": [[1] * 4] * 3, "layer_norm": [[1] * 4] * 3})
+    for name, curves in (("none", slow), ("layer_norm", quick)):
+        for seed, curve in enumerate(curves, 1):
+            write_epochs(folder / f"cells/m--{name}--seed-{seed}", epochs(curve))
+    data = write_report(folder)
+    (pace,) = data["paces"]
+    x, y = np.minimum(slow, 1).mean(1), np.minimum(quick, 1).mean(1)
+    assert pace["difference"]["mean"] == pytest.approx((y - x).mean())
+    assert pace["p_holm"] == pytest.approx(stats.ttest_rel(y, x).pvalue, rel=1e-9)
+    assert pace["goal"] == pytest.approx([0.5, 50.0, 80 / 3])
+    logs = np.log([30, 30, 20]) - np.log([50, 50, 50])
+    expected = [logs.mean(), *stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs))]
+    assert pace["ratio"] == pytest.approx(np.exp(expected))
+    assert data["pace"][0].startswith("layer_norm learns faster than none: its dev CER averaged over training is ")
+    assert data["pace"][0].endswith("; dev CER 50 % after 50 updates (none) and 27 (layer_norm), 0.52 times as many "
+                                    f"({pace['ratio'][1]:.2f} to {pace['ratio'][2]:.2f})")  # fmt: skip
+
+
+def test_no_evidence_says_how_many_seeds_it_would_take(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {n: [[5] * 4, [7] * 4, [6] * 4] for n in ("none", "layer_norm")})
+    for seed, level in enumerate((0.5, 0.7, 0.52), 1):
+        write_epochs(folder / f"cells/m--none--seed-{seed}", epochs([1.0, level]))
+        write_epochs(folder / f"cells/m--layer_norm--seed-{seed}", epochs([1.0, 0.5]))
+    data = write_report(folder)
+    (pace,) = data["paces"]
+    d = -np.array([0, 0.1, 0.01])
+    n = pace["seeds_needed"]
+
+    def power(count: int) -> float:
+        effect = abs(d.mean()) / d.std(ddof=1) * math.sqrt(count)
+        return float(stats.nct.sf(stats.t.ppf(0.975, count - 1), count - 1, effect))
+
+    assert power(n) >= 0.8 > power(n - 1)
+    assert f"about {n - 3} more seeds would be needed to show {100 * abs(d.mean()):.2f} points" in data["pace"][0]
+
+
+# --- cells that hear nothing
+
+
+def deafen(folder: Path, arm: str, seeds: list[int], cers: list[float], phases: list[str]) -> None:
+    for seed in seeds:
+        write_epochs(folder / f"cells/m--{arm}--seed-{seed}", epochs(cers, phases))
+        change(folder, f"m--{arm}--seed-{seed}", best_epoch=int(np.argmin(cers)) + 1)
+
+
+def test_two_arms_on_the_plateau_are_not_compared(tmp_path: Path) -> None:
+    """Their CER falls from chance onto the blanks, one from 60 % and one from 90 %, with tiny variances."""
+    better, worse = [[12] * 4, [12, 12, 12, 13], [12, 12, 12, 11]], [[18] * 4, [18, 18, 18, 19], [18] * 4]
+    folder = make_study(tmp_path / "s", {"none": better, "layer_norm": worse})
+    deafen(folder, "none", [1, 2, 3], [0.6, 1.0, 1.0], ["above_floor", "on_floor", "on_floor"])
+    deafen(folder, "layer_norm", [1, 2, 3], [0.9, 1.0, 1.0], ["above_floor", "on_floor", "on_floor"])
+    data = write_report(folder)
+    assert data["comparisons"][0]["seeds"]["p"] < 0.01
+    assert not data["comparisons"][0]["different"]
+    assert not data["paces"][0]["different"]
+    for line in (data["verdicts"][0], data["pace"][0]):
+        assert line == ("none and layer_norm: no seed of either hears its input within 30 updates "
+                        "(loss on the input-blind floor): too short to tell")  # fmt: skip
+    assert not any("lowest mean" in line for line in data["headlines"])
+    assert any(line.startswith("6 of 6 models do not hear the input") for line in data["headlines"])
+    assert data["cells"][0]["updates_to_0.8"] is None  # 60 % was chance
+
+
+def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
+    """An arm whose best models are those of the first epoch, before anything was heard."""
+    chance, heard = [[12] * 4, [12, 12, 12, 13], [12, 12, 12, 11]], [[18] * 4, [18, 18, 18, 19], [18] * 4]
+    folder = make_study(tmp_path / "s", {"none": chance, "layer_norm": heard})
+    deafen(folder, "none", [1, 2, 3], [0.6, 1.0, 0.97], ["above_floor", "on_floor", "below_floor"])
+    deafen(folder, "layer_norm", [1, 2, 3], [0.95, 0.9, 0.88], ["on_floor", "below_floor", "below_floor"])
+    data = write_report(folder)
+    assert data["verdicts"][0] == (
+        "none and layer_norm: no model of none, which makes fewer errors, hears its input: that is chance"
+    )
+    assert data["comparisons"][0]["p_holm"] is None
+    assert data["pace"][0].startswith("layer_norm learns faster than none")
+    deafen(folder, "none", [2], [1.0, 1.0, 0.6], ["above_floor", "on_floor", "below_floor"])
+    assert write_report(folder)["verdicts"][0].startswith("none is better than layer_norm")
+
+
+# --- layer by layer
+
+
+def test_layers_are_those_of_the_last_record(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {"none": [[1] * 4] * 2})
+    for seed in (1, 2):
+        write_epochs(folder / f"cells/m--none--seed-{seed}", epochs([0.9] * seed, ["below_floor"] * seed))
+    data = write_report(folder)
+    assert data["layers"]["m--none--seed-2"] == {
+        "gradient": {"0": 0.5, "4": 1.0, "ctc": 3.0}, "dependence": {"cmvn": 1.0, "0": 0.8, "4": 0.04},
+    }  # fmt: skip
+    cell = data["cells"][1]
+    assert (cell["weakest_layer"], cell["weakest_dependence"]) == ("4", 0.04)
+    text = (folder / "report.md").read_text()
+    for line in ("| cmvn | – / 1 |", "| 0 | 0.5 / 0.8 |", "| 4 | 1 / 0.03 |", "| ctc | 2.5 / – |"):
+        assert line in text.split("### Layer by layer: m")[1].split("\n#")[0]
+    page = (folder / "report.html").read_text()
+    assert "dependence on the input of every layer, at the end, from input to output: none is least in layer 4" in page
+
+
+def test_layers_of_arms_with_different_layers_are_put_in_one_order() -> None:
+    assert layers.order([["a", "c", "d"], ["a", "b", "c", "x", "d", "z"]]) == ["a", "b", "c", "x", "d", "z"]
+    assert layers.order([]) == []
+
+
+# --- across an axis
+
+
+def depths(folder: Path) -> Path:
+    """Depth 1, 3 and 11 of two encoders: one suffers, one does not; and a second, named axis."""
+    rng = np.random.default_rng(12)
+    for depth, level in (("11", 20), ("1", 5), ("3", 6)):
+        for place in ("before", "gates"):
+            errors = {"none": level + rng.integers(0, 2, (3, 4)), "layer_norm": 5 + rng.integers(0, 2, (3, 4))}
+            arms = {name: np.minimum(one, [20, 30, 10, 40]).tolist() for name, one in errors.items()}
+            make_study(folder, arms, axes={"depth": depth, "place": place})
+    return folder
+
+
+def test_an_axis_is_compared_where_all_else_is_equal(tmp_path: Path) -> None:
+    from asrkit.report.collect import collect
+
+    folder = depths(tmp_path / "s")
+    found = collect(folder)
+    assert axes.axes(found) == {"depth": ["1", "3", "11"], "place": ["before", "gates"]}
+    data = write_report(folder)
+    pairs = [(one["axis"], one["context"], one["encoder"], one["first"], one["second"]) for one in data["axes"]]
+    assert len(pairs) == len(set(pairs)) == 2 * 2 * 2 + 3 * 2  # depth: 2 pairs x 2 places x 2 encoders; place: 3 depths
+    assert ("depth", "m--place-gates", "none", "depth 1", "depth 11") in pairs
+    assert ("place", "m--depth-3", "layer_norm", "place before", "place gates") in pairs
+    for one in data["axes"]:
+        other, value = one["context"].removeprefix("m--"), (one["first"].split()[1], one["second"].split()[1])
+        names = [f"depth-{v}--{other}" if one["axis"] == "depth" else f"{other}--place-{v}" for v in value]
+        rates = []
+        for name in names:
+            cells = [json.loads((folder / f"cells/m--{name}--{one['encoder']}--seed-{s}/cell.json").read_text())
+                     for s in (1, 2, 3)]  # fmt: skip
+            rates.append([sum(cell["test"]["characters"]["errors"]) / 100 for cell in cells])
+        assert one["seeds"]["p"] == pytest.approx(stats.ttest_rel(rates[1], rates[0]).pvalue, rel=1e-9)
+    deepest = next(line for line in data["across"] if "depth 11" in line and "m, place-gates, none" in line)
+    assert "depth 1 is better than depth 11 by " in deepest
+    assert data["axes"][0]["p_holm"] >= data["axes"][0]["seeds"]["p"]
+    assert "CER on test, %, m, place-before, against depth: none " in (folder / "report.html").read_text()
+
+
+def test_values_that_are_no_numbers_keep_the_order_of_the_study() -> None:
+    assert axes.numbers(["1", "0.5", "1e-3"]) == [1.0, 0.5, 0.001]
+    assert axes.numbers(["1", "deep"]) is None
+    assert axes.numbers(["nan", "1"]) is None
+
+
+# --- equal systems
+
+
+def equal_systems(rng: np.random.Generator, seeds: int, encoders: int = 2, seed_sd: float = 0.01) -> StudyResult:
+    """Cells of one system under several names: a seed moves a whole run, its errors and when it begins to read."""
+    names = [f"e{i}" for i in range(encoders)]
+    speaker = np.arange(UTTERANCES) % SPEAKERS
+    arms = [{"arm": f"m--{n}", "context": "m", "recipe": "m", "axes": {}, "encoder": n, "lr": 1e-3} for n in names]
+    cells = []
+    for arm in arms:
+        for seed in range(1, seeds + 1):
+            luck = rng.normal()
+            of_speakers = rng.normal(0, 0.05, SPEAKERS)
+            rate = np.clip(0.2 + seed_sd * luck + of_speakers[speaker] - of_speakers.mean(), 0.01, 0.99)
+            errors = rng.binomial(40, rate).tolist()
+            counts = {"errors": errors, "lengths": [40] * UTTERANCES}
+            score = {"cer": 0.2, "wer": 0.2, "ids": list(range(UTTERANCES)), "speakers": [f"s{i}" for i in speaker],
+                     "characters": counts, "words": counts}  # fmt: skip
+            begin = 4 + rng.normal() + 0.5 * luck
+            cers = 1 - 0.8 / (1 + np.exp(begin - np.arange(LOOKS))) + rng.normal(0, 0.01, LOOKS)
+            phases = ["below_floor" if cer < 0.95 else "on_floor" for cer in cers]
+            row = {**arm, "id": f"{arm['arm']}--{seed}", "seed": seed, "chosen": True}
+            outcome = {"status": "done", "dev": score, "test": score, "best_epoch": LOOKS}
+            cells.append(CellResult(row, outcome, epochs(cers.tolist(), phases)))
+    return StudyResult(Path(), {"name": "equal", "arms": arms}, cells)
+
+
+def test_equal_systems_are_called_different_in_at_most_8_percent_of_400_reports() -> None:
+    """Error rates and speed by all that a report does before it draws; every fifth study has three arms."""
+    rng = np.random.default_rng(11)
+    better = faster = either = single = 0
+    for trial in range(400):
+        found = equal_systems(rng, 3 + trial % 3, 3 if trial % 5 == 0 else 2)
+        said = judge(found, "characters", "test")
+        one = any(pair.different for _, pair in said.pairs)
+        assert one == any(" is better than " in line for line in said.verdicts)
+        better += one
+        quick = any(pace.different for pace in said.speeds)
+        faster += quick
+        either += one or quick
+        single += said.pairs[0][1].matched_pairs[0] < 0.05
+    assert better / 400 <= 0.08
+    assert faster / 400 <= 0.08
+    print(f"called different: {better} by error rate, {faster} by speed, {either} by either; single runs {single}")
+    assert better + faster > 8  # or the verdict would be deaf itself
+    assert single / 400 > 0.12  # what a test of single runs would have said
