@@ -46,8 +46,8 @@ def test_numbers_are_those_of_the_cells(three: Path) -> None:
         assert arm["CER"]["high"] == pytest.approx(cers.mean() + reach)
         assert arm["WER"]["mean"] == pytest.approx(wers.mean())
         row = row_of(three, "Error rates on test", arm["encoder"])
-        assert row[1:4] == ["3", f"{100 * cers.mean():.1f}", f"{100 * cers.min():.1f} to {100 * cers.max():.1f}"]
-        assert row[5] == f"{100 * wers.mean():.1f}"
+        assert row[1:5] == ["3", "–", f"{100 * cers.mean():.1f}", f"{100 * cers.min():.1f} to {100 * cers.max():.1f}"]
+        assert row[6] == f"{100 * wers.mean():.1f}"
     assert row_of(three, "Updates to reach a CER", "none")[1:] == ["–", *["20 (20 to 20)"] * 2, "30 (30 to 30)",
                                                                   *["0 of 3 seeds"] * 3]  # fmt: skip
     assert row_of(three, "Per update", "none")[1:] == ["150 (150 to 150)", "–", "102 (101 to 103)"]

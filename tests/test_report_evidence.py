@@ -11,7 +11,7 @@ import pytest
 from report_study import change, epochs, make_study, write_epochs
 from scipy import stats
 
-from asrkit.report import axes, layers
+from asrkit.report import axes, layers, learning
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.export import judge, write_report
 
@@ -126,7 +126,7 @@ def test_two_arms_on_the_plateau_are_not_compared(tmp_path: Path) -> None:
     assert not data["paces"][0]["different"]
     for line in (data["verdicts"][0], data["pace"][0]):
         assert line == ("none and layer_norm: no seed of either hears its input within 30 updates "
-                        "(loss on the input-blind floor): too short to tell")  # fmt: skip
+                        "(loss not below the floor): too short to tell")  # fmt: skip
     assert not any("lowest mean" in line for line in data["headlines"])
     assert any(line.startswith("6 of 6 models do not hear the input") for line in data["headlines"])
     assert data["cells"][0]["updates_to_0.8"] is None  # 60 % was chance
@@ -140,12 +140,24 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     deafen(folder, "layer_norm", [1, 2, 3], [0.95, 0.9, 0.88], ["on_floor", "below_floor", "below_floor"])
     data = write_report(folder)
     assert data["verdicts"][0] == (
-        "none and layer_norm: no model of none, which makes fewer errors, hears its input: that is chance"
+        "none and layer_norm: no verdict: none makes fewer errors, and the loss of its models is that of one that "
+        "hears nothing"
     )
     assert data["comparisons"][0]["p_holm"] is None
     assert data["pace"][0].startswith("layer_norm learns faster than none")
     deafen(folder, "none", [2], [1.0, 1.0, 0.6], ["above_floor", "on_floor", "below_floor"])
     assert write_report(folder)["verdicts"][0].startswith("none is better than layer_norm")
+
+
+def test_a_loss_on_dev_below_the_floor_is_hearing_too() -> None:
+    """Train's is raised by dropout and masks."""
+    from asrkit.diagnostics import floor
+
+    (epoch,) = epochs([0.5], ["on_floor"])  # dev loss 3, floor 3
+    assert learning.BELOW == floor.BELOW
+    assert learning.below(epoch) is False
+    assert learning.below({**epoch, "dev": {"loss": 2.93}}) is True
+    assert learning.below({**epoch, "diagnosis": {}}) is None
 
 
 # --- layer by layer
@@ -210,7 +222,9 @@ def test_an_axis_is_compared_where_all_else_is_equal(tmp_path: Path) -> None:
     deepest = next(line for line in data["across"] if "depth 11" in line and "m, place-gates, none" in line)
     assert "depth 1 is better than depth 11 by " in deepest
     assert data["axes"][0]["p_holm"] >= data["axes"][0]["seeds"]["p"]
-    assert "CER on test, %, m, place-before, against depth: none " in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    for split in ("dev", "test"):
+        assert f"CER on {split}, %, m, place-before, against depth: none " in page
 
 
 def test_values_that_are_no_numbers_keep_the_order_of_the_study() -> None:

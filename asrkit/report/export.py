@@ -143,9 +143,11 @@ def _split(sentences: list[str], stands: list[bool]) -> tuple[list[str], list[st
 def _sections(found: StudyResult, j: Judgement, rate: str) -> list[Section]:
     result, contexts = j.finals[j.unit], found.contexts()
     final = tables.final_table(found, j.split, j.finals["characters"], j.finals["words"])
+    scored = {split: one for split in ("dev", "test") if (one := finals(found, split, j.unit))}
     along = [
         Section("Across the axes", *_split(j.along, [one.different for _, one in j.axes]),
-                [figures.across(found, result, axis, rate, j.split) for axis in axes(found)],
+                [figures.across(found, one, axis, rate, split) for axis in axes(found)
+                 for split, one in scored.items()],
                 [tables.axis_table(j.axes, j.split, rate)])
     ]  # fmt: skip
     return [

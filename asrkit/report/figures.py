@@ -222,7 +222,7 @@ def across(found: StudyResult, result: dict[str, Final], axis: str, rate: str, s
         groups.setdefault(family.context, []).append(family)
     encoders = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
     panels = [
-        svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{context}")
+        svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{split}-{context}")
         for context, group in groups.items()
     ]
     return Gallery(f"{rate} on {split} against {axis}", panels, encoders)

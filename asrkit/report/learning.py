@@ -1,9 +1,9 @@
 """How fast cells learn: their curves, when they begin to hear, and which of two arms is quicker.
 
 A CTC model begins with random characters, falls onto a plateau of blanks, where its loss is that of the best model
-that hears nothing (asrkit.diagnostics.floor), and reads from then on. CER before it hears is chance: 85 % of a model
-that has not learned anything is no better than the 100 % of blanks that follow. Until a cell hears, its CER therefore
-counts as 1 here, and two arms of which no cell hears are not compared.
+that hears nothing (the floor, asrkit.diagnostics.floor), and reads from then on. The CER of a model on the floor may be
+anything from 70 to 100 %, as it writes frequent characters or blanks, and says nothing. Until the loss is below the
+floor, the CER therefore counts as 1 here, and two arms of which no cell hears are not compared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from asrkit.comparison import FEWEST_SEEDS, Difference, holm, over_seeds, seeds_
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.study.cells import FAILED
 
+BELOW = 0.98  # of the floor, as asrkit.diagnostics.floor has it; that one needs torch
 THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 Points = list[tuple[int, float, float]]
 
@@ -48,40 +49,49 @@ def floor(cell: CellResult) -> float | None:
     return found[-1][2] if found else None
 
 
-def phases(cell: CellResult) -> list[tuple[int, str]]:
-    """(updates, above_floor / on_floor / below_floor) of every epoch whose diagnosis is recorded."""
-    found = [(int(e.get("step", 0)), (e.get("diagnosis") or {}).get("phase")) for e in cell.epochs]
-    return [(step, phase) for step, phase in found if phase is not None]
+def below(epoch: dict[str, Any]) -> bool | None:
+    """Whether the loss of an epoch is below the floor: on train, as the run judged, or on dev, where nothing is dropped
+    out or masked. None where that is not recorded."""
+    known = epoch.get("diagnosis") or {}
+    if known.get("phase") is None:
+        return None
+    loss, least = (epoch.get("dev") or {}).get("loss"), known.get("floor")
+    return known["phase"] == "below_floor" or (loss is not None and least is not None and loss < BELOW * least)
+
+
+def listening(cell: CellResult) -> list[tuple[int, bool]]:
+    """(updates, whether the loss is below the floor) of every epoch whose diagnosis is recorded."""
+    found = [(int(epoch.get("step", 0)), below(epoch)) for epoch in cell.epochs]
+    return [(step, one) for step, one in found if one is not None]
 
 
 def hears(cell: CellResult) -> bool | None:
-    """Whether its train loss has come below the floor at any epoch; None where that is not recorded.
+    """Whether its loss has come below the floor at any epoch; None where that is not recorded.
 
     A cell that failed before its first epoch hears nothing.
     """
-    known = phases(cell)
+    known = listening(cell)
     if known:
-        return any(phase == "below_floor" for _, phase in known)
+        return any(one for _, one in known)
     return False if cell.status == FAILED and not cell.epochs else None
 
 
 def heard_from(cell: CellResult) -> int | None:
     """Updates at the first epoch below the floor; None if it never was, or that is not recorded."""
-    return next((step for step, phase in phases(cell) if phase == "below_floor"), None)
+    return next((step for step, one in listening(cell) if one), None)
 
 
 def _start(cell: CellResult) -> float:
     """Updates from which on a CER is no longer chance: 0 where that is not recorded, infinity for a deaf cell."""
-    start = heard_from(cell) if phases(cell) else 0
+    start = heard_from(cell) if listening(cell) else 0
     return math.inf if start is None else start
 
 
 def model_hears(cell: CellResult) -> bool | None:
-    """Whether the best model of a cell, which is the one that is scored, hears its input: phase of its epoch."""
+    """Whether the best model of a cell, which is the one that is scored, hears its input: the loss of its epoch."""
     best = (cell.outcome or {}).get("best_epoch")
-    known = {epoch.get("epoch"): (epoch.get("diagnosis") or {}).get("phase") for epoch in cell.epochs}
-    phase = known.get(best)
-    return hears(cell) if phase is None else phase == "below_floor"
+    known = {epoch.get("epoch"): below(epoch) for epoch in cell.epochs}
+    return hears(cell) if known.get(best) is None else known[best]
 
 
 def chance(
@@ -93,7 +103,8 @@ def chance(
     if not over or any(model_hears(cell) is not False for cell in over):
         return None
     return (
-        unheard([*first, *second]) or f"no model of {name}, which makes fewer errors, hears its input: that is chance"
+        unheard([*first, *second])
+        or f"no verdict: {name} makes fewer errors, and the loss of its models is that of one that hears nothing"
     )
 
 
@@ -103,9 +114,7 @@ def unheard(cells: Sequence[CellResult]) -> str | None:
     if not over or any(hears(cell) is not False for cell in over):
         return None
     updates = max((cell.epochs[-1].get("step", 0) for cell in over if cell.epochs), default=0)
-    return (
-        f"no seed of either hears its input within {updates} updates (loss on the input-blind floor): too short to tell"
-    )
+    return f"no seed of either hears its input within {updates} updates (loss not below the floor): too short to tell"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from asrkit.survey_style import STYLE
 
 MORE = """
 p.say{margin:.35em 0}ul.say{margin:.3em 0 .8em;padding-left:1.2em;overflow-wrap:anywhere}
-.card{margin:16px 0}td{vertical-align:top}th{vertical-align:bottom;white-space:normal}
+.card{margin:16px 0}td{vertical-align:top}th{vertical-align:bottom;white-space:normal;min-width:4.6em}
 td.long{white-space:normal;min-width:14em}td.word,th.word,td.long,th.long{text-align:left}
 h3{margin-top:1.2em}summary{margin-top:.6em}
 .panels{display:grid;gap:10px 18px;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}

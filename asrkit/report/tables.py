@@ -10,7 +10,7 @@ from asrkit.comparison import Comparison
 from asrkit.report.axes import Family
 from asrkit.report.collect import CellResult, StudyResult, troubles
 from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients, order
-from asrkit.report.learning import THRESHOLDS, Pace, heard_from, model_hears, phases, reached, series
+from asrkit.report.learning import THRESHOLDS, Pace, heard_from, listening, model_hears, reached, series
 from asrkit.report.measures import Final, Spread, cost, end_gap, spread
 from asrkit.report.words import context_name
 from asrkit.study.proof import COMPARED
@@ -93,7 +93,7 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
     for arm in found.arms:
         values = [arm["arm"] in one for one in (characters, words)]
         if not all(values):
-            rows.append((context_name(arm["arm"]), "0", *[NONE] * 6, ""))
+            rows.append((context_name(arm["arm"]), "0", NONE, *[NONE] * 6, ""))
             continue
         columns = []
         for one in (characters, words):
@@ -105,16 +105,17 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
         without = ", ".join(map(str, final.without_model))
         remarks = [f"seed {without} failed without a model: counts as 100 %"] if without else []
         heard = [model_hears(cell) for cell in found.of_arm(arm["arm"]) if cell.over]
-        if deaf := heard.count(False):
-            remarks.append(f"{deaf} of {len(heard)} models do{'es' * (deaf == 1)} not hear the input")
-        rows.append((context_name(arm["arm"]), str(len(final.arm.seeds)), *columns, "; ".join(remarks)))
+        hearing = NONE if None in heard else f"{heard.count(True)}"
+        rows.append((context_name(arm["arm"]), str(len(final.arm.seeds)), hearing, *columns, "; ".join(remarks)))
     note = (
         f"In %, on {split}, the best model of each cell with the arm's learning rate: mean over seeds, least to most, "
-        "and Student's 95 % interval of the mean (from three seeds on, cut off at 0). A cell does not hear its input "
-        "if the train loss of its best epoch is not below the floor, the loss of the best model that hears nothing: "
-        "its error rate is chance."
+        "and Student's 95 % interval of the mean (from three seeds on, cut off at 0). Hear: models "
+        "whose loss, on train or dev, is below that of the best model that hears nothing; the error rate of others "
+        "says nothing."
     )
-    head = ("arm", "seeds", "CER", "CER, range", "CER, interval", "WER", "WER, range", "WER, interval", "")
+    head = ("arm", "seeds", "hear", "CER", "CER, range", "CER, interval", "WER", "WER, range", "WER, interval", "")
+    if not any(row[-1] for row in rows):  # nothing to remark
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return Table(f"Error rates on {split}", note, head, rows)
 
 
@@ -172,15 +173,15 @@ def threshold_table(found: StudyResult) -> Table:
                          else f"{len(steps)} of {len(members)} seeds" if members else NONE)  # fmt: skip
         rows.append((context_name(arm["arm"]), _hearing(members), *shown))
     note = (
-        "Hears: updates until the train loss is first below that of the best model that hears nothing (by 2 %). The "
-        "others: updates until the CER on dev of a cell that hears is first seen at or below a threshold, to the next "
+        "Hears: updates until the loss on train or dev is first below that of the best model that hears nothing "
+        "(by 2 %). The others: updates until the CER on dev of a cell that hears is first seen at or below a threshold, to the next "
         "look. Mean over seeds (least to most) where all seeds come there, else how many do."
     )
     return Table("Updates to reach a CER", note, ("arm", "hears", *(f"{100 * t:g} %" for t in THRESHOLDS)), rows)
 
 
 def _hearing(members: Members) -> str:
-    known = [heard_from(cell) for cell in members if phases(cell)]
+    known = [heard_from(cell) for cell in members if listening(cell)]
     steps = [step for step in known if step is not None]
     if not known or len(steps) < len(members):
         return f"{len(steps)} of {len(members)} seeds" if known else NONE

@@ -77,8 +77,8 @@ def headlines(
         lines.append(_stands("differ in how fast they learn", [_verdict(s, s.difference.seeds) for s in speeds]))
     over = [model_hears(cell) for cell in found.cells if cell.over and cell.row.get("chosen")]
     if deaf := over.count(False):
-        lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input: train loss not below "
-                     "that of the best model that hears nothing, error rate by chance")  # fmt: skip
+        lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input: loss not below that "
+                     "of the best model that hears nothing, so that the error rate says nothing")  # fmt: skip
     return lines
 
 
@@ -106,4 +106,6 @@ def _stands(what: str, verdicts: Sequence[tuple[bool, int, bool]]) -> str:
     few = len(verdicts) - len(usable) - deaf
     text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < 0.05 after Holm's correction)"
     text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
-    return text + (f"; {deaf} more do not hear their input" if deaf else "")
+    return text + (
+        f"; {deaf} more without a verdict, as their loss is that of a model that hears nothing" if deaf else ""
+    )
