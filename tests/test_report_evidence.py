@@ -11,7 +11,7 @@ import pytest
 from report_study import change, epochs, make_study, write_epochs
 from scipy import stats
 
-from asrkit.report import axes, layers, learning
+from asrkit.report import axes, layers
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.export import judge, write_report
 
@@ -149,15 +149,16 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     assert write_report(folder)["verdicts"][0].startswith("none is better than layer_norm")
 
 
-def test_a_loss_on_dev_below_the_floor_is_hearing_too() -> None:
-    """Train's is raised by dropout and masks."""
-    from asrkit.diagnostics import floor
-
-    (epoch,) = epochs([0.5], ["on_floor"])  # dev loss 3, floor 3
-    assert learning.BELOW == floor.BELOW
-    assert learning.below(epoch) is False
-    assert learning.below({**epoch, "dev": {"loss": 2.93}}) is True
-    assert learning.below({**epoch, "diagnosis": {}}) is None
+def test_a_collapsed_cell_does_not_hear(tmp_path: Path) -> None:
+    """Whatever its loss; it counts with the errors it makes, and the arm beside it may be better."""
+    folder = make_study(tmp_path / "s", {"none": [[20, 30, 10, 40]] * 3, "layer_norm": [[9] * 4, [8] * 4, [9] * 4]})
+    for name in ("none", "layer_norm"):
+        deafen(folder, name, [1, 2, 3], [1.0, 0.9, 0.4], ["on_floor", "below_floor", "below_floor"])
+    for seed in (1, 2, 3):
+        change(folder, f"m--none--seed-{seed}", status="collapsed")
+    data = write_report(folder)
+    assert [cell["model_hears"] for cell in data["cells"]] == [False] * 3 + [True] * 3
+    assert data["verdicts"][0].startswith("layer_norm is better than none by ")
 
 
 # --- layer by layer

@@ -146,8 +146,7 @@ def _sections(found: StudyResult, j: Judgement, rate: str) -> list[Section]:
     scored = {split: one for split in ("dev", "test") if (one := finals(found, split, j.unit))}
     along = [
         Section("Across the axes", *_split(j.along, [one.different for _, one in j.axes]),
-                [figures.across(found, one, axis, rate, split) for axis in axes(found)
-                 for split, one in scored.items()],
+                [figures.across(found, scored, axis, rate) for axis in axes(found)],
                 [tables.axis_table(j.axes, j.split, rate)])
     ]  # fmt: skip
     return [

@@ -215,8 +215,11 @@ def _outcome(
     return f"{what[0]} on {what[1]} in %, {context_name(context)}: {', '.join(said)}"
 
 
-def across(found: StudyResult, result: dict[str, Final], axis: str, rate: str, split: str) -> Gallery:
-    """A panel per recipe (and values of all other axes): error rate against the axis, a line per encoder."""
+def across(found: StudyResult, scored: dict[str, dict[str, Final]], axis: str, rate: str) -> Gallery:
+    """A panel per recipe (and values of all other axes) and split: error rate against the axis, a line per encoder.
+
+    scored: split -> arm's id -> outcome.
+    """
     groups: dict[str, list[Family]] = {}
     for family in families(found, axis):
         groups.setdefault(family.context, []).append(family)
@@ -224,8 +227,9 @@ def across(found: StudyResult, result: dict[str, Final], axis: str, rate: str, s
     panels = [
         svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{split}-{context}")
         for context, group in groups.items()
+        for split, result in scored.items()
     ]
-    return Gallery(f"{rate} on {split} against {axis}", panels, encoders)
+    return Gallery(f"{rate} against {axis}", panels, encoders)
 
 
 def _across(

@@ -17,9 +17,8 @@ import numpy as np
 
 from asrkit.comparison import FEWEST_SEEDS, Difference, holm, over_seeds, seeds_for
 from asrkit.report.collect import CellResult, StudyResult
-from asrkit.study.cells import FAILED
+from asrkit.study.cells import COLLAPSED, FAILED
 
-BELOW = 0.98  # of the floor, as asrkit.diagnostics.floor has it; that one needs torch
 THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 Points = list[tuple[int, float, float]]
 
@@ -50,13 +49,9 @@ def floor(cell: CellResult) -> float | None:
 
 
 def below(epoch: dict[str, Any]) -> bool | None:
-    """Whether the loss of an epoch is below the floor: on train, as the run judged, or on dev, where nothing is dropped
-    out or masked. None where that is not recorded."""
-    known = epoch.get("diagnosis") or {}
-    if known.get("phase") is None:
-        return None
-    loss, least = (epoch.get("dev") or {}).get("loss"), known.get("floor")
-    return known["phase"] == "below_floor" or (loss is not None and least is not None and loss < BELOW * least)
+    """Whether the train loss of an epoch is below the floor, as the run judged; None where that is not recorded."""
+    phase = (epoch.get("diagnosis") or {}).get("phase")
+    return None if phase is None else phase == "below_floor"
 
 
 def listening(cell: CellResult) -> list[tuple[int, bool]]:
@@ -88,7 +83,12 @@ def _start(cell: CellResult) -> float:
 
 
 def model_hears(cell: CellResult) -> bool | None:
-    """Whether the best model of a cell, which is the one that is scored, hears its input: the loss of its epoch."""
+    """Whether the best model of a cell, which is the one that is scored, hears its input: the train loss of its epoch.
+
+    That of a collapsed cell, which writes nothing, does not.
+    """
+    if cell.status == COLLAPSED:
+        return False
     best = (cell.outcome or {}).get("best_epoch")
     known = {epoch.get("epoch"): below(epoch) for epoch in cell.epochs}
     return hears(cell) if known.get(best) is None else known[best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -23,6 +24,7 @@ svg.key{display:inline-block;width:34px;flex:none}
 @media (max-width:520px){main{padding:16px 10px 32px}.card{padding:12px}
 th,td{padding:5px 8px}table{font-size:.85rem}}
 """
+NUMBER = re.compile(r"(≠ ?)?[-+–]?[\d.,]*(e[-+]?\d+)?([ ,(].*)?")
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ def _table(one: Table) -> str:
 
 def _kind(column: Sequence[str]) -> str:
     """Of a column: `long` may break its lines, `word` begins at the left, `number` ends at the right."""
-    if any(len(text) > 34 for text in column):
+    if any(len(text) > 46 for text in column):
         return "long"
-    return "word" if any(text[:1].isalpha() for text in column) else "number"
+    return "number" if all(map(NUMBER.fullmatch, column)) else "word"
 
 
 def _cell(text: str, kind: str) -> str:

@@ -41,10 +41,11 @@ def number(value: float | None, form: str = ".3g") -> str:
 
 
 def _spread(one: Spread | None, show: Callable[[float], str]) -> str:
-    """`12.3 (11.0 to 14.1)`"""
+    """`12.3 (11.0 to 14.1)`, and `12.3` where all seeds agree in these digits."""
     if one is None:
         return NONE
-    return show(one.mean) if one.count == 1 else f"{show(one.mean)} ({show(one.least)} to {show(one.most)})"
+    mean, least, most = show(one.mean), show(one.least), show(one.most)
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def proof_table(found: StudyResult) -> Table:
@@ -110,7 +111,7 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
     note = (
         f"In %, on {split}, the best model of each cell with the arm's learning rate: mean over seeds, least to most, "
         "and Student's 95 % interval of the mean (from three seeds on, cut off at 0). Hear: models "
-        "whose loss, on train or dev, is below that of the best model that hears nothing; the error rate of others "
+        "whose train loss is below that of the best model that hears nothing; the error rate of others "
         "says nothing."
     )
     head = ("arm", "seeds", "hear", "CER", "CER, range", "CER, interval", "WER", "WER, range", "WER, interval", "")
@@ -126,14 +127,14 @@ def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: 
         f"{rate} on {split}, second less first, in points. The verdict is Student's t over paired seeds, corrected for "
         "all pairs of this table (Holm). Beside it: bootstrap over seeds and speakers, and the matched-pairs test of "
         "each seed's two runs, which alone would call equal systems different too often. "
-        "Seeds: how many would show this difference after "
+        "Seeds needed: how many would show this difference (power 80 %) after "
         "the correction, as far as the spread seen so far can tell."
     )
     return Table("All tests", note, ("of", *TESTS), rows)
 
 
 TESTS = ("first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "bootstrap",
-         "p per seed, matched pairs", "seeds for 80 % power")  # fmt: skip
+         "p per seed, matched pairs", "seeds needed")  # fmt: skip
 
 
 def _tests(of: str, one: Comparison) -> tuple[str, ...]:
@@ -173,9 +174,9 @@ def threshold_table(found: StudyResult) -> Table:
                          else f"{len(steps)} of {len(members)} seeds" if members else NONE)  # fmt: skip
         rows.append((context_name(arm["arm"]), _hearing(members), *shown))
     note = (
-        "Hears: updates until the loss on train or dev is first below that of the best model that hears nothing "
-        "(by 2 %). The others: updates until the CER on dev of a cell that hears is first seen at or below a threshold, to the next "
-        "look. Mean over seeds (least to most) where all seeds come there, else how many do."
+        "Hears: updates until the train loss is first below that of the best model that hears nothing "
+        "(by 2 %). The others: updates until the CER on dev of a cell that hears is first seen at or below a "
+        "threshold, to the next look. Mean over seeds (least to most) where all seeds come there, else how many do."
     )
     return Table("Updates to reach a CER", note, ("arm", "hears", *(f"{100 * t:g} %" for t in THRESHOLDS)), rows)
 
@@ -208,7 +209,7 @@ def pace_table(speeds: Sequence[Pace]) -> Table:
         "Beside it, without a test: updates of the second over those of the first to the lowest CER that all seeds of "
         "both reach, geometric mean with its 95 % interval."
     )
-    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "seeds for 80 % power",
+    head = ("of", "first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "seeds needed",
             "updates, second / first")  # fmt: skip
     return Table("How fast they learn", note, head, rows)
 
@@ -277,7 +278,10 @@ def cost_table(found: StudyResult) -> Table:
         "Mean over seeds (least to most): time of training without looks at dev, as measured while other cells may "
         "have run beside it; memory is the peak of the whole process (on a GPU: of its memory)."
     )
-    return Table("Per update", note, ("arm", "ms per update", "CPU ms per update", "memory, MB"), rows)
+    head = ("arm", "ms per update", "CPU ms per update", "memory, MB")
+    if all(row[2] == NONE for row in rows):  # not recorded
+        head, rows = (*head[:2], head[3]), [(*row[:2], row[3]) for row in rows]
+    return Table("Per update", note, head, rows)
 
 
 def trouble_table(found: StudyResult) -> Table:
