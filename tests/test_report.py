@@ -186,6 +186,20 @@ def test_words_and_dev_and_what_was_not_scored(three: Path, capsys: pytest.Captu
     assert "9 cells: 9 done" in capsys.readouterr().out
 
 
+def test_with_a_baseline_fewer_pairs_are_corrected_for(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = write_report(three)
+    data = write_report(three, baseline="layer_norm")
+    for name in ("comparisons", "paces"):
+        assert [(one["first"], one["second"]) for one in data[name]] == [
+            ("layer_norm", "none"), ("layer_norm", "sequence_batch_norm"),
+        ]  # fmt: skip
+    p = sorted(one["seeds"]["p"] for one in data["comparisons"])
+    assert min(one["p_holm"] for one in data["comparisons"]) == pytest.approx(min(1, 2 * p[0]))
+    assert len(every["comparisons"]) == 3
+    assert main(["report", str(three), "--baseline", "layer"]) == 3
+    assert "possible: none, layer_norm, sequence_batch_norm" in capsys.readouterr().err
+
+
 def test_no_study_and_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as error:
         write_report(tmp_path)

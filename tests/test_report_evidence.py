@@ -11,6 +11,7 @@ import pytest
 from report_study import change, epochs, make_study, write_epochs
 from scipy import stats
 
+from asrkit.cli import main
 from asrkit.report import axes, layers
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.export import judge, write_report
@@ -226,6 +227,46 @@ def test_an_axis_is_compared_where_all_else_is_equal(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     for split in ("dev", "test"):
         assert f"CER on {split}, %, m, place-before, against depth: none " in page
+
+
+def test_an_axis_changes_what_an_encoder_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Depth harms one encoder and not the other; the place does nothing."""
+    folder = depths(tmp_path / "s")
+    data = write_report(folder)
+    assert main(["report", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "m, place-gates, none: depth 1 is better than depth 11 by " in told
+    assert "m, place-gates: layer_norm beside none, from depth 1 to 11: it gains " in told
+    pairs = {(one["axis"], one["context"], one["start"], one["to"]): one for one in data["interactions"]}
+    assert len(pairs) == len(data["interactions"]) == 2 * 2 + 3  # two places x depths 3 and 11; three depths x a place
+    one = pairs["depth", "m--place-gates", "1", "11"]
+    rates = {
+        (depth, name): [sum(json.loads((tmp_path / f"s/cells/m--depth-{depth}--place-gates--{name}--seed-{s}/cell.json")
+                                       .read_text())["test"]["characters"]["errors"]) / 100 for s in (1, 2, 3)]
+        for depth in (1, 11) for name in ("none", "layer_norm")
+    }  # fmt: skip
+    before, after = (np.subtract(rates[d, "layer_norm"], rates[d, "none"]) for d in (1, 11))
+    assert one["difference"]["mean"] == pytest.approx((after - before).mean())
+    assert one["difference"]["p"] == pytest.approx(stats.ttest_rel(after, before).pvalue, rel=1e-9)
+    said = [line for line in data["changes"] if "from depth 1 to 11" in line]
+    assert len(said) == 2
+    assert all("it gains " in line for line in said)
+    assert f"it gains {-100 * (after - before).mean():.2f} points" in next(line for line in said if "gates" in line)
+    assert "no evidence that the difference changes" in next(line for line in data["changes"] if "from place" in line)
+
+
+def test_a_change_is_not_judged_where_an_arm_hears_nothing(tmp_path: Path) -> None:
+    """But where all of it collapsed, that is what the axis does."""
+    folder = depths(tmp_path / "s")
+    cells = [f"m--depth-11--place-gates--none--seed-{seed}" for seed in (1, 2, 3)]
+    for cell in cells:
+        write_epochs(folder / "cells" / cell, epochs([0.8, 1.0], ["on_floor", "on_floor"]))
+    said = next(c for c in write_report(folder)["changes"] if "place-gates" in c and "from depth 1 to 11" in c)
+    assert said.endswith("no verdict: the loss of m, depth-11, place-gates, none is that of a model that hears nothing")
+    for cell in cells:
+        change(folder, cell, status="collapsed")
+    said = next(c for c in write_report(folder)["changes"] if "place-gates" in c and "from depth 1 to 11" in c)
+    assert "it gains " in said
 
 
 def test_values_that_are_no_numbers_keep_the_order_of_the_study() -> None:

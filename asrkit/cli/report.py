@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     troubles = [f"! {one['id']}: {one['status']} ({one['reason']})" for one in data["troubles"][:8]]
     if len(data["troubles"]) > 8:
         troubles.append(f"! and {len(data['troubles']) - 8} more cells that are not simply done, see the report")
-    print("\n".join([*data["headlines"], "", *data["verdicts"], *data["pace"], *troubles]))
+    axes = [(data["across"], data["axes"]), (data["changes"], data["interactions"])]
+    found = [line for said, made in axes for line, one in zip(said, made, strict=True) if one["different"]]
+    print("\n".join([*data["headlines"], "", *data["verdicts"], *data["pace"], *found, *troubles]))
     print(f"\nreport  {args.folder / 'report.html'} (and report.md, cells.csv, report.json)")
     return 0

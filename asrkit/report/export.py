@@ -16,6 +16,7 @@ from asrkit.errors import DataError, StorageError
 from asrkit.report import figures, tables, words
 from asrkit.report.axes import Family, across, axes
 from asrkit.report.collect import CellResult, StudyResult, collect, troubles
+from asrkit.report.interactions import Interaction, interaction_in_words, interactions
 from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients
 from asrkit.report.learning import THRESHOLDS, Pace, floor, heard_from, hears, model_hears, paces, reached, series
 from asrkit.report.measures import Final, comparisons, cost, default_split, end_gap, finals, spread
@@ -78,10 +79,12 @@ class Judgement:
     pairs: list[tuple[str, Comparison]]
     speeds: list[Pace]
     axes: list[tuple[Family, Comparison]]
+    changes: list[Interaction]
     headlines: list[str]
     verdicts: list[str]
     quicker: list[str]
     along: list[str]
+    changing: list[str]
 
 
 def judge(found: StudyResult, unit: str, split: str, baseline: str | None = None) -> Judgement:
@@ -89,16 +92,19 @@ def judge(found: StudyResult, unit: str, split: str, baseline: str | None = None
     rate = RATES[unit]
     both = {name: finals(found, split, name) for name in RATES}
     pairs, speeds, along = comparisons(found, both[unit], baseline), paces(found, baseline), across(found, both[unit])
+    changes = interactions(found, both[unit], baseline)
     several = len(found.contexts()) > 1
 
     def said(context: str, text: str) -> str:
         return f"{words.context_name(context)}: {text}" if several else text
 
     return Judgement(
-        split, unit, both, pairs, speeds, along, words.headlines(found, both[unit], pairs, speeds, split, rate),
+        split, unit, both, pairs, speeds, along, changes,
+        words.headlines(found, both[unit], pairs, speeds, split, rate),
         [said(context, in_words(one, rate)) for context, one in pairs],
         [said(one.context, words.pace_in_words(one)) for one in speeds],
         [words.across_in_words(family, one, rate) for family, one in along],
+        [interaction_in_words(one, rate) for one in changes],
     )  # fmt: skip
 
 
@@ -110,7 +116,7 @@ def build(
     data = {
         "format": FORMAT, "study": found.name, "split": split, "unit": unit, "rate": rate, "baseline": baseline,
         "complete": found.study.get("complete"), "headlines": j.headlines, "verdicts": j.verdicts, "pace": j.quicker,
-        "across": j.along,
+        "across": j.along, "changes": j.changing,
         "arms": [
             {**arm, **{RATES[name]: _final(one.get(arm["arm"])) for name, one in j.finals.items()}}
             for arm in found.arms
@@ -121,6 +127,7 @@ def build(
             {"axis": family.axis, "context": family.context, "encoder": family.encoder, **_judged(one)}
             for family, one in j.axes
         ],
+        "interactions": [_judged(one) for one in j.changes],
         "cells": [cell_figures(cell) for cell in found.cells],
         "layers": {cell.row["id"]: {kind: at_end(cell, kind) for kind in (GRADIENT, DEPENDENCE)}
                    for cell in found.cells if cell.epochs},
@@ -129,7 +136,7 @@ def build(
     return plain(data), j.headlines, _sections(found, j, rate)
 
 
-def _judged(one: Comparison | Pace) -> dict[str, Any]:
+def _judged(one: Comparison | Pace | Interaction) -> dict[str, Any]:
     return {"different": one.different, **dataclasses.asdict(one)}
 
 
@@ -147,7 +154,9 @@ def _sections(found: StudyResult, j: Judgement, rate: str) -> list[Section]:
     along = [
         Section("Across the axes", *_split(j.along, [one.different for _, one in j.axes]),
                 [figures.across(found, scored, axis, rate) for axis in axes(found)],
-                [tables.axis_table(j.axes, j.split, rate)])
+                [tables.axis_table(j.axes, j.split, rate)]),
+        Section("Does an axis change what an encoder does", *_split(j.changing, [one.different for one in j.changes]),
+                tables=[tables.interaction_table(j.changes, j.split, rate)]),
     ]  # fmt: skip
     return [
         Section("Which arm is better", *_split(j.verdicts, [one.different for _, one in j.pairs]),

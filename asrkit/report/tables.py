@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from asrkit.comparison import Comparison
 from asrkit.report.axes import Family
 from asrkit.report.collect import CellResult, StudyResult, troubles
+from asrkit.report.interactions import Interaction
 from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients, order
 from asrkit.report.learning import THRESHOLDS, Pace, heard_from, listening, model_hears, reached, series
 from asrkit.report.measures import Final, Spread, cost, end_gap, spread
@@ -114,7 +115,18 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
         "whose train loss is below that of the best model that hears nothing; the error rate of others "
         "says nothing."
     )
-    head = ("arm", "seeds", "hear", "CER", "CER, range", "CER, interval", "WER", "WER, range", "WER, interval", "")
+    head: tuple[str, ...] = (
+        "arm",
+        "seeds",
+        "hear",
+        "CER",
+        "CER, range",
+        "CER, interval",
+        "WER",
+        "WER, range",
+        "WER, interval",
+        "",
+    )
     if not any(row[-1] for row in rows):  # nothing to remark
         head, rows = head[:-1], [row[:-1] for row in rows]
     return Table(f"Error rates on {split}", note, head, rows)
@@ -159,6 +171,24 @@ def axis_table(pairs: Sequence[tuple[Family, Comparison]], split: str, rate: str
         "value with the axis' first (the least). Tests as above; Holm over all rows of this table."
     )
     return Table("Across the axes", note, ("of", *TESTS), rows)
+
+
+def interaction_table(changes: Sequence[Interaction], split: str, rate: str) -> Table:
+    """Differences of differences."""
+    rows = []
+    for one in changes:
+        d, values = one.difference, f"{one.axis} {one.start} to {one.to}"
+        rows.append((
+            context_name(one.context), values, one.first, one.second, str(d.seeds), percent(d.mean, 2),
+            _interval(d.low, d.high), number(d.p), number(one.p_holm),
+            NONE if one.seeds_needed is None else str(one.seeds_needed),
+        ))  # fmt: skip
+    note = (
+        f"{rate} on {split}, in points: second less first at the one value, less the same at the other; below 0: the "
+        "second gains on the first. Student's t over seeds that all four arms have, Holm over all rows of this table."
+    )
+    head = ("of", "axis", "first", "second", "paired seeds", "change", "interval", "p", "p, Holm", "seeds needed")
+    return Table("Differences of differences", note, head, rows)
 
 
 def threshold_table(found: StudyResult) -> Table:
@@ -278,7 +308,7 @@ def cost_table(found: StudyResult) -> Table:
         "Mean over seeds (least to most): time of training without looks at dev, as measured while other cells may "
         "have run beside it; memory is the peak of the whole process (on a GPU: of its memory)."
     )
-    head = ("arm", "ms per update", "CPU ms per update", "memory, MB")
+    head: tuple[str, ...] = ("arm", "ms per update", "CPU ms per update", "memory, MB")
     if all(row[2] == NONE for row in rows):  # not recorded
         head, rows = (*head[:2], head[3]), [(*row[:2], row[3]) for row in rows]
     return Table("Per update", note, head, rows)
