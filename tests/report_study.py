@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from asrkit.report.collect import collect
+from asrkit.report.export import judge, numbers
+from asrkit.report.measures import default_split
+
 ENCODERS = ("none", "layer_norm", "sequence_batch_norm")
 LENGTHS = [20, 30, 10, 40]
 
@@ -82,3 +86,9 @@ def change(folder: Path, cell: str, **facts: Any) -> None:
     """Other facts in a cell's cell.json."""
     path = folder / "cells" / cell / "cell.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """What report.json would hold, without the time that pictures take."""
+    found = collect(folder)
+    return numbers(found, judge(found, "characters", default_split(found)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_study import change, epochs, make_study, write_epochs
+from report_study import change, epochs, make_study, measured, write_epochs
 from scipy import stats
 
 from asrkit.cli import main
@@ -16,7 +16,7 @@ from asrkit.report import axes, layers
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.export import judge, write_report
 
-UTTERANCES, SPEAKERS, LOOKS = 240, 24, 10
+UTTERANCES, SPEAKERS, LOOKS = 160, 16, 10
 
 
 # --- numbers
@@ -27,7 +27,7 @@ def test_every_test_equals_scipy(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     levels = {"none": 9, "layer_norm": 7, "sequence_batch_norm": 3}
     errors = {name: rng.poisson(level, (4, 4)).tolist() for name, level in levels.items()}
-    data = write_report(make_study(tmp_path / "s", errors))
+    data = measured(make_study(tmp_path / "s", errors))
     tests = {}
     for pair in data["comparisons"]:
         x, y = (np.array(errors[pair[side]]) for side in ("first", "second"))
@@ -74,7 +74,7 @@ def test_speed_is_the_area_under_the_curve_and_a_ratio_of_updates(tmp_path: Path
     for name, curves in (("none", slow), ("layer_norm", quick)):
         for seed, curve in enumerate(curves, 1):
             write_epochs(folder / f"cells/m--{name}--seed-{seed}", epochs(curve))
-    data = write_report(folder)
+    data = measured(folder)
     (pace,) = data["paces"]
     x, y = np.minimum(slow, 1).mean(1), np.minimum(quick, 1).mean(1)
     assert pace["difference"]["mean"] == pytest.approx((y - x).mean())
@@ -93,7 +93,7 @@ def test_no_evidence_says_how_many_seeds_it_would_take(tmp_path: Path) -> None:
     for seed, level in enumerate((0.5, 0.7, 0.52), 1):
         write_epochs(folder / f"cells/m--none--seed-{seed}", epochs([1.0, level]))
         write_epochs(folder / f"cells/m--layer_norm--seed-{seed}", epochs([1.0, 0.5]))
-    data = write_report(folder)
+    data = measured(folder)
     (pace,) = data["paces"]
     d = -np.array([0, 0.1, 0.01])
     n = pace["seeds_needed"]
@@ -121,7 +121,7 @@ def test_two_arms_on_the_plateau_are_not_compared(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {"none": better, "layer_norm": worse})
     deafen(folder, "none", [1, 2, 3], [0.6, 1.0, 1.0], ["above_floor", "on_floor", "on_floor"])
     deafen(folder, "layer_norm", [1, 2, 3], [0.9, 1.0, 1.0], ["above_floor", "on_floor", "on_floor"])
-    data = write_report(folder)
+    data = measured(folder)
     assert data["comparisons"][0]["seeds"]["p"] < 0.01
     assert not data["comparisons"][0]["different"]
     assert not data["paces"][0]["different"]
@@ -139,7 +139,7 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {"none": chance, "layer_norm": heard})
     deafen(folder, "none", [1, 2, 3], [0.6, 1.0, 0.97], ["above_floor", "on_floor", "below_floor"])
     deafen(folder, "layer_norm", [1, 2, 3], [0.95, 0.9, 0.88], ["on_floor", "below_floor", "below_floor"])
-    data = write_report(folder)
+    data = measured(folder)
     assert data["verdicts"][0] == (
         "none and layer_norm: no verdict: none makes fewer errors, and the loss of its models is that of one that "
         "hears nothing"
@@ -147,7 +147,7 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     assert data["comparisons"][0]["p_holm"] is None
     assert data["pace"][0].startswith("layer_norm learns faster than none")
     deafen(folder, "none", [2], [1.0, 1.0, 0.6], ["above_floor", "on_floor", "below_floor"])
-    assert write_report(folder)["verdicts"][0].startswith("none is better than layer_norm")
+    assert measured(folder)["verdicts"][0].startswith("none is better than layer_norm")
 
 
 def test_a_collapsed_cell_does_not_hear(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_collapsed_cell_does_not_hear(tmp_path: Path) -> None:
         deafen(folder, name, [1, 2, 3], [1.0, 0.9, 0.4], ["on_floor", "below_floor", "below_floor"])
     for seed in (1, 2, 3):
         change(folder, f"m--none--seed-{seed}", status="collapsed")
-    data = write_report(folder)
+    data = measured(folder)
     assert [cell["model_hears"] for cell in data["cells"]] == [False] * 3 + [True] * 3
     assert data["verdicts"][0].startswith("layer_norm is better than none by ")
 
@@ -232,7 +232,7 @@ def test_an_axis_is_compared_where_all_else_is_equal(tmp_path: Path) -> None:
 def test_an_axis_changes_what_an_encoder_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Depth harms one encoder and not the other; the place does nothing."""
     folder = depths(tmp_path / "s")
-    data = write_report(folder)
+    data = measured(folder)
     assert main(["report", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "m, place-gates, none: depth 1 is better than depth 11 by " in told
@@ -261,11 +261,11 @@ def test_a_change_is_not_judged_where_an_arm_hears_nothing(tmp_path: Path) -> No
     cells = [f"m--depth-11--place-gates--none--seed-{seed}" for seed in (1, 2, 3)]
     for cell in cells:
         write_epochs(folder / "cells" / cell, epochs([0.8, 1.0], ["on_floor", "on_floor"]))
-    said = next(c for c in write_report(folder)["changes"] if "place-gates" in c and "from depth 1 to 11" in c)
+    said = next(c for c in measured(folder)["changes"] if "place-gates" in c and "from depth 1 to 11" in c)
     assert said.endswith("no verdict: the loss of m, depth-11, place-gates, none is that of a model that hears nothing")
     for cell in cells:
         change(folder, cell, status="collapsed")
-    said = next(c for c in write_report(folder)["changes"] if "place-gates" in c and "from depth 1 to 11" in c)
+    said = next(c for c in measured(folder)["changes"] if "place-gates" in c and "from depth 1 to 11" in c)
     assert "it gains " in said
 
 

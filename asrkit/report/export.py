@@ -51,13 +51,14 @@ def write_report(
     names = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
     if baseline is not None and baseline not in names:
         raise DataError(f"no encoder {baseline!r} in this study", possible=", ".join(names), reason="unknown_baseline")
-    data, headlines, sections = build(found, unit, split or default_split(found), baseline)
+    j = judge(found, unit, split or default_split(found), baseline)
+    data, sections = numbers(found, j, baseline), _sections(found, j, RATES[unit])
     subtitle = f"study {found.study.get('file', '?')} · asrkit {found.study.get('asrkit', '?')} · seeds " + ", ".join(
         map(str, found.study.get("seeds", []))
     )
     files = {
-        "report.html": page(found.name, subtitle, headlines, len(data["troubles"]), sections),
-        "report.md": markdown(found.name, subtitle, headlines, sections),
+        "report.html": page(found.name, subtitle, j.headlines, len(data["troubles"]), sections),
+        "report.md": markdown(found.name, subtitle, j.headlines, sections),
         "cells.csv": cells_csv(found),
         "report.json": json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
     }
@@ -108,15 +109,12 @@ def judge(found: StudyResult, unit: str, split: str, baseline: str | None = None
     )  # fmt: skip
 
 
-def build(
-    found: StudyResult, unit: str, split: str, baseline: str | None = None
-) -> tuple[dict[str, Any], list[str], list[Section]]:
-    """What report.json holds, the headlines, and the sections of page and Markdown."""
-    j, rate = judge(found, unit, split, baseline), RATES[unit]
+def numbers(found: StudyResult, j: Judgement, baseline: str | None = None) -> dict[str, Any]:
+    """What report.json holds."""
     data = {
-        "format": FORMAT, "study": found.name, "split": split, "unit": unit, "rate": rate, "baseline": baseline,
-        "complete": found.study.get("complete"), "headlines": j.headlines, "verdicts": j.verdicts, "pace": j.quicker,
-        "across": j.along, "changes": j.changing,
+        "format": FORMAT, "study": found.name, "split": j.split, "unit": j.unit, "rate": RATES[j.unit],
+        "baseline": baseline, "complete": found.study.get("complete"), "headlines": j.headlines,
+        "verdicts": j.verdicts, "pace": j.quicker, "across": j.along, "changes": j.changing,
         "arms": [
             {**arm, **{RATES[name]: _final(one.get(arm["arm"])) for name, one in j.finals.items()}}
             for arm in found.arms
@@ -133,7 +131,7 @@ def build(
                    for cell in found.cells if cell.epochs},
         "troubles": troubles(found), "proof": found.study.get("proof") or [],
     }  # fmt: skip
-    return plain(data), j.headlines, _sections(found, j, rate)
+    return plain(data)
 
 
 def _judged(one: Comparison | Pace | Interaction) -> dict[str, Any]:
