@@ -96,6 +96,18 @@ def test_in_a_browser(browser: Browser, report: Path, width: int, dark: bool) ->
     )
 
 
+def test_what_is_long_is_folded_and_opens(browser: Browser, report: Path) -> None:
+    """Tables of many rows, and pairs without evidence; opened, they are as wide as the page and no wider."""
+    browser.open(report, 400)
+    folded = browser.value("[...document.querySelectorAll('details > summary')].map(s => s.textContent)")
+    assert "All tests" not in " ".join(folded)  # 12 rows
+    assert "Layer by layer: m, depth-11 (22 rows)" in folded
+    assert any(text.endswith("12 pairs without evidence") for text in folded)
+    browser.value("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert browser.value("[...document.querySelectorAll('details')].every(d => d.getBoundingClientRect().height > 60)")
+    assert browser.value(OVERFLOW) <= 0
+
+
 def test_the_browser_sees_what_it_is_asked_for(browser: Browser, tmp_path: Path) -> None:
     """A page with an error, a request and an overflow: else the test above could not fail."""
     page = tmp_path / "bad.html"

@@ -24,6 +24,7 @@ svg.key{display:inline-block;width:34px;flex:none}
 @media (max-width:520px){main{padding:16px 10px 32px}.card{padding:12px}
 th,td{padding:5px 8px}table{font-size:.85rem}}
 """
+MANY = 16  # rows of a table that a page shows without being asked
 NUMBER = re.compile(r"(≠ ?)?[-+–]?[\d.,]*(e[-+]?\d+)?([ ,(].*)?")
 
 
@@ -99,8 +100,8 @@ def _table(one: Table) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(one.title)}"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
-    if one.folded:
-        return f"<details><summary>{escape(one.title)}</summary>{note}{table}</details>"
+    if one.folded or len(one.rows) > MANY:
+        return f"<details><summary>{escape(one.title)} ({len(one.rows)} rows)</summary>{note}{table}</details>"
     return f"<h3>{escape(one.title)}</h3>{note}{table}"
 
 
