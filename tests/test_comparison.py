@@ -10,6 +10,7 @@ from scipy import stats
 
 from asrkit.comparison import (
     Arm,
+    LEVEL,
     compare,
     hierarchical_bootstrap,
     holm,
@@ -136,7 +137,7 @@ def test_seeds_needed_gives_the_power_it_promises() -> None:
     count = seeds_for(sample)
     assert count is not None
     draws = rng.normal(sample.mean(), sample.std(ddof=1), (4000, count))
-    power = (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
+    power = (stats.ttest_1samp(draws, 0, axis=1).pvalue < LEVEL).mean()
     assert 0.78 < power < 0.9
     assert seeds_for(np.array([1.0, -1.0])) is None
     assert seeds_for(np.array([1.0])) is None

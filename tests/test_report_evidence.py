@@ -12,6 +12,7 @@ from report_study import change, epochs, make_study, measured, write_epochs
 from scipy import stats
 
 from asrkit.cli import main
+from asrkit.comparison import LEVEL
 from asrkit.report import axes, layers
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.export import judge, write_report
@@ -69,7 +70,7 @@ def test_the_bootstrap_equals_one_that_draws_utterance_by_utterance() -> None:
 
 def test_speed_is_the_area_under_the_curve_and_a_ratio_of_updates(tmp_path: Path) -> None:
     slow = [[1.3, 1.0, 0.9, 0.6, 0.4], [1.0, 1.0, 0.8, 0.7, 0.45], [1.0, 1.0, 1.0, 0.8, 0.3]]
-    quick = [[1.2, 0.7, 0.4, 0.3, 0.2], [1.0, 0.8, 0.45, 0.4, 0.3], [1.0, 0.45, 0.4, 0.3, 0.2]]
+    quick = [[1.2, 0.7, 0.4, 0.3, 0.2], [1.0, 0.8, 0.45, 0.2, 0.15], [1.0, 0.45, 0.4, 0.3, 0.2]]
     folder = make_study(tmp_path / "s", {"none": [[1] * 4] * 3, "layer_norm": [[1] * 4] * 3})
     for name, curves in (("none", slow), ("layer_norm", quick)):
         for seed, curve in enumerate(curves, 1):
@@ -100,7 +101,7 @@ def test_no_evidence_says_how_many_seeds_it_would_take(tmp_path: Path) -> None:
 
     def power(count: int) -> float:
         effect = abs(d.mean()) / d.std(ddof=1) * math.sqrt(count)
-        return float(stats.nct.sf(stats.t.ppf(0.975, count - 1), count - 1, effect))
+        return float(stats.nct.sf(stats.t.ppf(1 - LEVEL / 2, count - 1), count - 1, effect))
 
     assert power(n) >= 0.8 > power(n - 1)
     assert f"about {n - 3} more seeds would be needed to show {100 * abs(d.mean()):.2f} points" in data["pace"][0]
@@ -316,8 +317,7 @@ def test_equal_systems_are_called_different_in_at_most_8_percent_of_400_reports(
         faster += quick
         either += one or quick
         single += said.pairs[0][1].matched_pairs[0] < 0.05
-    assert better / 400 <= 0.08
-    assert faster / 400 <= 0.08
+    assert either / 400 <= 0.08
     print(f"called different: {better} by error rate, {faster} by speed, {either} by either; single runs {single}")
     assert better + faster > 8  # or the verdict would be deaf itself
     assert single / 400 > 0.12  # what a test of single runs would have said

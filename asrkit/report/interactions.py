@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, Difference, holm, more_seeds, over_seeds, seeds_for
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, more_seeds, over_seeds, seeds_for
 from asrkit.report.axes import Family, axes, families
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.learning import model_hears
@@ -39,8 +39,8 @@ class Interaction:
 
     @property
     def different(self) -> bool:
-        """Whether it stands, at 5 % over all of them together."""
-        return self.undecided is None and self.p_holm < 0.05
+        """Whether it stands, at LEVEL over all of them together."""
+        return self.undecided is None and self.p_holm < LEVEL
 
 
 def interactions(found: StudyResult, result: Mapping[str, Final], baseline: str | None = None) -> list[Interaction]:

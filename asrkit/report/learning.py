@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, Difference, holm, over_seeds, seeds_for
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, over_seeds, seeds_for
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.study.cells import COLLAPSED, FAILED
 
@@ -139,8 +139,8 @@ class Pace:
 
     @property
     def different(self) -> bool:
-        """Whether it stands, at 5 % over all pairs together."""
-        return self.undecided is None and self.p_holm < 0.05
+        """Whether it stands, at LEVEL over all pairs together."""
+        return self.undecided is None and self.p_holm < LEVEL
 
 
 def average_cer(cell: CellResult, looks: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from asrkit.comparison import FEWEST_SEEDS, Comparison, in_words, more_seeds
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Comparison, in_words, more_seeds
 from asrkit.report.axes import Family
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import Pace, model_hears
@@ -104,7 +104,7 @@ def _stands(what: str, verdicts: Sequence[tuple[bool, int, bool]]) -> str:
     usable = [different for different, seeds, decided in verdicts if decided and seeds >= FEWEST_SEEDS]
     deaf = sum(not decided for *_, decided in verdicts)
     few = len(verdicts) - len(usable) - deaf
-    text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < 0.05 after Holm's correction)"
+    text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < {LEVEL} after Holm's correction)"
     text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
     return text + (
         f"; {deaf} more without a verdict, as their loss is that of a model that hears nothing" if deaf else ""
