@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from asrkit.comparison import (
-    Arm,
     LEVEL,
+    Arm,
     compare,
     hierarchical_bootstrap,
     holm,
