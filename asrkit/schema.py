@@ -79,7 +79,7 @@ SCHEMA: dict[str, Any] = {
         "decode_prior": 0.0,  # and what a trained model gives is p / q to this power
         "intermediate": {"weight": 0.0, "after": None},  # losses on recurrent layers of these numbers; null: the middle
     },
-    "decoder": {"name": "greedy"},
+    "decoder": {"name": "greedy", "options": ANY},  # for evaluating and transcribing; training looks at greedy output
     "defects": [],  # names of DEFECTS
     "training": {
         "epochs": 30,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asrkit import registry
 from asrkit.audio import MAX_PEAK, Audio, read_audio, resample
 from asrkit.bundle import Bundle, load_bundle
 from asrkit.clips import SILENT_PEAK
-from asrkit.decoders import Hypothesis
+from asrkit.decoders import Decoder, Hypothesis, build_decoder
 from asrkit.errors import AsrkitError, AudioError, RecipeError, nearest
 
 Source = str | Path | bytes | BinaryIO | tuple[np.ndarray | Tensor, int]
@@ -64,10 +63,11 @@ class Transcriber:
     """A loaded model that turns audio into text. The text of an input does not depend on what is transcribed beside
     it."""
 
-    def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, decoder: str | Mapping[str, Any] | Decoder | None = None) -> None:
         self.bundle, self.model, self.tokenizer = bundle, bundle.model, bundle.tokenizer
-        name = decoder or bundle.config["recipe"].get("decoder", {}).get("name", "greedy")
-        self.decoder = registry.load("decoders", name)()
+        own = bundle.config["recipe"].get("decoder", "greedy")
+        inside = bundle.path if decoder is None else None
+        self.decoder = build_decoder(own if decoder is None else decoder, self.tokenizer, inside)
         self.sample_rate = self.model.features.sample_rate
         self.device = next(self.model.parameters()).device
 
@@ -179,11 +179,13 @@ class Transcriber:
         return Transcript(name, self.tokenizer.decode(best.labels).strip(), words, round(seconds, 3))
 
 
-def load(folder: str | Path, device: str = "auto", decoder: str | None = None) -> Transcriber:
+def load(
+    folder: str | Path, device: str = "auto", decoder: str | Mapping[str, Any] | Decoder | None = None
+) -> Transcriber:
     """A trained model: the folder of a bundle (`.../model`) or of a run that holds one.
 
-    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). decoder: a name of kind `decoders`; None: the recipe's.
-    Runs no code from the folder.
+    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). decoder: a name of kind `decoders`, settings such as
+    {"name": "beam", "options": {"lm": "lm.arpa"}}, or a decoder; None: the recipe's. Runs no code from the folder.
     """
     path = Path(folder)
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():

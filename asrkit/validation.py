@@ -222,6 +222,7 @@ RULES: dict[str, Rule] = {
         "a list of different whole numbers from 1 such as [4, 8]", _is_places, nullable=True
     ),
     "decoder.name": plugin("decoders"),
+    "decoder.options": OPTIONS,
     "defects": Rule(f"a list of {', '.join(DEFECTS)}", _is_defects),
     "training.epochs": whole(1),
     "training.optimizer": one_of("adam", "adamw", "sgd"),

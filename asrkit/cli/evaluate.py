@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asrkit.cli.decoding_options import add_decoding_options, decoder_settings
+
 HELP = "score a trained model: WER, CER, 95 % intervals over speakers, worst utterances aligned"
 EXAMPLES = """examples:
   asrkit evaluate runs/demo/sequence_batch_norm/seed1
   asrkit evaluate runs/demo/sequence_batch_norm/seed1 --split dev --worst 20
+  asrkit evaluate runs/demo/sequence_batch_norm/seed1 --lm lm.arpa --lm-weight 0.8 --word-bonus 1
   asrkit evaluate some/model --data.root=/cv/es --text.unknown=drop"""
 
 
@@ -34,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    add_decoding_options(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
@@ -51,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     for plugin in args.plugin:
         registry.load_plugin_file(plugin)
-    transcriber = load(args.folder, args.device)
+    settings = decoder_settings(args)
+    transcriber = load(args.folder, args.device, settings)
     bundle = transcriber.bundle
     recipe = _recipe(bundle, args.overrides)
     if not recipe["data"][args.split]:
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         progress=progress,
     )
     figures = result.figures() | {"excluded": dict(prepared.report.counts), "text_rules": recipe["text"]["rules"]}
+    figures["decoder"] = settings or bundle.config["recipe"].get("decoder", {"name": "greedy"})
     trained_on = bundle.config.get("splits", {}).get("train")
     figures["train_split_hash"] = trained_on
     figures["shared_sentences"] = prepared.leakage.sentences

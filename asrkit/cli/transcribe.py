@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from asrkit.cli.decoding_options import add_decoding_options, decoder_settings
+
 HELP = "turn audio files into text with a trained model"
 EXAMPLES = """examples:
   asrkit transcribe --model runs/demo/sequence_batch_norm/seed1/model clip.mp3
@@ -41,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
+    add_decoding_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output_dir is not None:
         targets = [args.output_dir / target for target in _targets([place for _, place in found], args.format)]
         _make_folder(args.output_dir)
-    model = load(args.model, args.device)
+    model = load(args.model, args.device, decoder_settings(args))
     rules = registry.load("text", model.bundle.config["recipe"]["text"]["rules"])()
     pairs: list[tuple[str, str, str, str]] = []
     bad: Counter[str] = Counter()
