@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     from asrkit import registry
+    from asrkit.decoders import build_decoder
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
     from asrkit.runs import atomic_write
@@ -58,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
     settings = decoder_settings(args)
     transcriber = load(args.folder, args.device, settings)
     bundle = transcriber.bundle
-    recipe = _recipe(bundle, args.overrides)
+    recipe = run_recipe(bundle, args.overrides)
+    if settings is None and any(key.startswith("decoder.") for key, _ in args.overrides):
+        settings = recipe["decoder"]
+        transcriber.decoder = build_decoder(recipe["decoder"], bundle.tokenizer)
     if not recipe["data"][args.split]:
         from asrkit.errors import DataError
 
@@ -110,7 +114,7 @@ def _other_data(path: Path, figures: dict[str, Any]) -> str | None:
     return compare_hashes(before, figures) if isinstance(before, dict) else None
 
 
-def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
+def run_recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     """Data and text of the run where there is one, the model's own sections always."""
     import tempfile
 
@@ -121,8 +125,8 @@ def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     recipe = {**bundle.config["recipe"], "name": bundle.config.get("name") or "model"}
     resolved = bundle.path.parent / "resolved.yaml"
     if resolved.is_file():
-        run_recipe = load_recipe(resolved)
-        recipe |= {"data": run_recipe["data"], "text": run_recipe["text"], "training": run_recipe["training"]}
+        of_run = load_recipe(resolved)
+        recipe |= {"data": of_run["data"], "text": of_run["text"], "training": of_run["training"]}
     recipe |= {"encoder": bundle.config["encoder"]["name"], "seed": bundle.config["seed"]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
