@@ -38,8 +38,9 @@ class BeamDecoder(Decoder):
     lm: an ARPA or KenLM file. One of words limits the output to its words; one whose entries are labels of the model
     (`asrkit lm build --unit characters`) leaves the spelling free. lexicon: a file of the words to write, instead of
     those of `lm`. lm_weight, word_bonus (nats per word, of a lexicon only): `asrkit tune-decoder` finds them on dev.
-    beam: label sequences kept per frame. threshold: nats below the best at which one is dropped. token_beam: the best
-    labels of a frame that are tried (None: all). hot_words: words, or words with their weights in nats (default 5).
+    beam: hypotheses kept per frame; a label sequence that ends in a blank and
+    the same one that does not are two. threshold: nats below the best at which one is dropped. token_beam: the best
+    labels of a frame that are tried. hot_words: words, or words with their weights in nats (default 5).
     n_best: how many hypotheses are returned at most.
     """
 
@@ -52,11 +53,11 @@ class BeamDecoder(Decoder):
         *,
         lm: str | Path | None = None,
         lexicon: str | Path | None = None,
-        lm_weight: float = 1.0,
+        lm_weight: float = 0.5,
         word_bonus: float = 0.0,
         beam: int = 100,
-        threshold: float = 30.0,
-        token_beam: int | None = None,
+        threshold: float = 15.0,
+        token_beam: int = 40,
         hot_words: Mapping[str, float] | Sequence[str] | None = None,
         n_best: int = 1,
         log_add: bool = True,
@@ -64,7 +65,7 @@ class BeamDecoder(Decoder):
         _check(beam=beam, token_beam=token_beam, n_best=n_best, threshold=threshold, lm_weight=lm_weight)
         _check(word_bonus=word_bonus)
         self.tokenizer, self.n_best, self.log_add = tokenizer, n_best, log_add
-        self.beam, self.threshold, self.token_beam = beam, threshold, token_beam or tokenizer.size
+        self.beam, self.threshold, self.token_beam = beam, threshold, token_beam
         self.hot_words = _hot_words(hot_words)
         check_hot_words(self.hot_words, tokenizer)
         self._space = space_label(tokenizer)
@@ -96,7 +97,7 @@ class BeamDecoder(Decoder):
         decoder = flashlight("decoder")
         unit = lm_weight * LN10 if self.has_lm and lm_weight else 1.0  # nats per unit of the scores that it asks for
         options = {
-            "beam_size": 2 * self.beam,  # flashlight counts a sequence twice: with a blank at its end and without
+            "beam_size": self.beam,
             "beam_size_token": min(self.token_beam, self.tokenizer.size),
             "beam_threshold": self.threshold,
             "lm_weight": unit,
@@ -105,7 +106,8 @@ class BeamDecoder(Decoder):
             "criterion_type": decoder.CriterionType.CTC,
         }
         lm = self._heated(self._lm if lm_weight else decoder.ZeroLM(), unit)
-        silence = self._space or BLANK
+        # The search begins as if this label had been said: with words a space at the beginning is none then.
+        silence = self._space or BLANK if self.uses_lexicon else BLANK
         if self.uses_lexicon:
             options |= {"word_score": word_bonus, "unk_score": -math.inf}
             known = self._scores if lm_weight else dict.fromkeys(self._scores, 0.0)
@@ -220,8 +222,6 @@ def _check(**options: Any) -> None:
     """RecipeError (`decoder_option`) for a number that its option cannot be."""
     for key, value in options.items():
         whole = key in ("beam", "token_beam", "n_best")
-        if key == "token_beam" and value is None:
-            continue
         right = (
             isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
         )

@@ -24,10 +24,10 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         "--decoder-options", type=Path, metavar="FILE", help="decoder and options as `asrkit tune-decoder` writes them"
     )
     group.add_argument("--lm", metavar="FILE", help="ARPA or KenLM file (`asrkit lm build`); implies beam")
-    group.add_argument("--lm-weight", type=float, metavar="X", help="weight of its log-probabilities (default 1)")
+    group.add_argument("--lm-weight", type=float, metavar="X", help="weight of its log-probabilities (default 0.5)")
     group.add_argument("--word-bonus", type=float, metavar="X", help="nats for each word of a lexicon (default 0)")
     group.add_argument("--lexicon", metavar="FILE", help="the words to write, one a line (default: those of --lm)")
-    group.add_argument("--beam", type=int, metavar="N", help="label sequences kept per frame (default 100)")
+    group.add_argument("--beam", type=int, metavar="N", help="hypotheses kept per frame (default 100)")
     group.add_argument(
         "--hot-word",
         action="append",
