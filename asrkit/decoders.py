@@ -16,6 +16,8 @@ from asrkit.ctc import BLANK
 from asrkit.errors import RecipeError, TrustError, nearest
 from asrkit.tokenizers import Tokenizer
 
+FOREIGN_NUMBER = 10_000  # the largest option that a stranger's model may ask for
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -102,12 +104,12 @@ def build_decoder(
     language model, but not name files of its reader. Raises RecipeError for an unknown name or option, TrustError
     (`decoder_file`) for a path that leaves the folder.
     """
-    if not isinstance(decoder, str | Mapping):
+    if inside is not None:
+        _check_foreign(decoder, inside)
+    elif not isinstance(decoder, str | Mapping):
         return decoder
-    settings = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
-    cls = registry.load("decoders", settings.get("name", "greedy"))
-    options = {key: value for key, value in (settings.get("options") or {}).items() if value is not None}
-    parameters = check_options(cls, settings.get("name", "greedy"), options)
+    settings = {"name": decoder} if isinstance(decoder, str) else decoder
+    cls, options, parameters = check_options(settings)
     if inside is not None:
         options |= {key: _inside(inside, str(options[key])) for key in getattr(cls, "files", ()) if key in options}
     if "tokenizer" in parameters:
@@ -115,22 +117,49 @@ def build_decoder(
     return cls(**options)
 
 
-def check_options(cls: type, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a decoder class; RecipeError (`unknown_option`) for an option that is none of them."""
-    own = "__init__" in {attribute for base in cls.__mro__[:-1] for attribute in vars(base)}
-    parameters = dict(inspect.signature(cls).parameters) if own else {}
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return parameters
+def check_options(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any], Mapping[str, inspect.Parameter]]:
+    """The class of settings {name, options}, the options that are not null, and the parameters of the class.
+
+    Raises RecipeError: `unknown_decoder`, or `unknown_option` for an option that is no parameter.
+    """
+    name = settings.get("name", "greedy")
+    cls = registry.load("decoders", name)
+    options = {key: value for key, value in (settings.get("options") or {}).items() if value is not None}
+    parameters = inspect.signature(cls).parameters if cls.__init__ is not object.__init__ else {}
     offered = sorted(parameters.keys() - {"tokenizer"})
+    open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for option in options:
-        if option not in offered:
+        if option not in offered and not open_ended:
             raise RecipeError(
                 f"decoder {name!r} has no option {option!r}",
                 possible=nearest(option, offered) if offered else "no options at all",
                 fix=None if offered else "take a decoder that has, such as beam",
                 reason="unknown_option",
             )
-    return parameters
+    return cls, options, parameters
+
+
+def _check_foreign(settings: Any, folder: Path) -> None:
+    """TrustError (`decoder`) unless these are a name with numbers, texts or tables of them, within bounds."""
+    settings = {"name": settings} if isinstance(settings, str) else settings
+    right = isinstance(settings, Mapping) and isinstance(settings.get("name", "greedy"), str)
+    options = (settings.get("options") or {}) if right else {}
+    right = right and isinstance(options, Mapping) and all(map(_is_plain, options.values()))
+    if not right:
+        raise TrustError(
+            f"{folder}: the decoder of this model is not a name with options",
+            fix="do not use it, or say yourself how to decode: --decoder greedy",
+            reason="decoder",
+        )
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, Mapping | list) and not depth:
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else value
+        return len(inner) <= FOREIGN_NUMBER and all(_is_plain(one, 1) for one in inner)
+    if isinstance(value, int | float):
+        return abs(value) <= FOREIGN_NUMBER
+    return value is None or (isinstance(value, str) and len(value) <= FOREIGN_NUMBER)
 
 
 def _inside(folder: Path, name: str) -> Path:

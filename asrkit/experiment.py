@@ -18,6 +18,7 @@ from asrkit.bundle import save_bundle
 from asrkit.card import model_card, source_rates
 from asrkit.checkpoints import Checkpoints
 from asrkit.curves import draw_curves
+from asrkit.decoders import check_options
 from asrkit.defects import defects_of, warn
 from asrkit.errors import RecipeError, StoppedError
 from asrkit.model import encoder_class, parameter_count
@@ -58,6 +59,7 @@ def check_recipe(recipe: dict[str, Any]) -> None:
             fix="start it without torchrun",
             reason="several_processes",
         )
+    check_options(recipe["decoder"])
     training = recipe["training"]
     _check_cures(recipe)
     encoder = encoder_class(recipe["encoder"])
