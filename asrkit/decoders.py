@@ -108,7 +108,7 @@ def build_decoder(
         _check_foreign(decoder, inside)
     elif not isinstance(decoder, str | Mapping):
         return decoder
-    settings = {"name": decoder} if isinstance(decoder, str) else decoder
+    settings: Mapping[str, Any] = decoder if isinstance(decoder, Mapping) else {"name": decoder}
     cls, options, parameters = check_options(settings)
     if inside is not None:
         options |= {key: _inside(inside, str(options[key])) for key in getattr(cls, "files", ()) if key in options}

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     settings = _checked(args)
     quiet_libraries()
     from asrkit import registry
+    from asrkit.beam import BeamDecoder
     from asrkit.decoders import GreedyDecoder, build_decoder
     from asrkit.transcribe import load
     from asrkit.tuning import LIMIT, Trial, try_greedy, tune
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         registry.load_plugin_file(plugin)
     transcriber = load(args.folder, args.device, GreedyDecoder())
     decoder = build_decoder(settings, transcriber.tokenizer)
+    assert isinstance(decoder, BeamDecoder)
     clips = _clips(args, transcriber)
     greedy = try_greedy(clips, transcriber.tokenizer)
     hidden = args.json or not sys.stderr.isatty()

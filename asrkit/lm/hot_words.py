@@ -69,7 +69,8 @@ class HotSpellings(LM):  # type: ignore[misc]
         node = self.places.get(state)
         paid = node.get("paid", 0.0) if node else 0.0
         if label == self.space:
-            following, kept = self.root, node.get("word", 0.0) if node else 0.0
+            following: dict[Any, Any] | None = self.root
+            kept = node.get("word", 0.0) if node else 0.0
         else:
             following = node.get(label) if node is not None else None
             kept = following["paid"] if following else 0.0
