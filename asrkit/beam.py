@@ -30,6 +30,7 @@ from asrkit.tokenizers import SPACE_MARK, Tokenizer
 LN10 = math.log(10)  # language models are in log10, the search is in nats
 NEVER = -1e5  # for -inf, which flashlight would turn into NaN
 HOT_WEIGHT = 5.0
+STEP, BACK = 500, 250  # frames searched between settlements, and left open then
 
 
 class BeamDecoder(Decoder):
@@ -143,17 +144,39 @@ class BeamDecoder(Decoder):
             end = torch.full((1, size), NEVER)
             end[0, self._space or BLANK] = 0.0
             given = torch.cat([real, end])
-        given = given.contiguous()
         with self._lock:
-            results = self._search.decode(given.data_ptr(), len(given), size)
+            begun, before, results = self._searched(given.contiguous())
         found: dict[tuple[int, ...], Hypothesis] = {}
         for result in results:
-            path = torch.tensor(result.tokens[1 : frames + 1])
-            hypothesis = self._hypothesis(path, real.gather(1, path[:, None])[:, 0], result.score)
+            path = torch.tensor([*begun, *result.tokens[1:]][:frames])
+            hypothesis = self._hypothesis(path, real.gather(1, path[:, None])[:, 0], before + result.score)
             found.setdefault(hypothesis.labels, hypothesis)
             if len(found) == self.n_best:
                 break
         return list(found.values())
+
+    def _searched(self, given: Tensor) -> tuple[list[int], float, list[Any]]:
+        """The path that is settled, its score, and the ways on from there, the best first.
+
+        In free spelling flashlight keeps every label that it has tried, megabytes for a second of audio. What lies BACK
+        frames behind is settled by the best hypothesis of now, and forgotten. With a lexicon it tries few, and its
+        score would be lost.
+        """
+        frames, size = given.shape
+        path: list[int] = []
+        score = 0.0
+        search = self._search
+        search.decode_begin()
+        for start in range(0, frames, STEP):
+            some = given[start : start + STEP]
+            search.decode_step(some.data_ptr(), len(some), size)
+            if start + STEP < frames and not self.uses_lexicon:
+                path += search.get_best_hypothesis(BACK).tokens[1:]
+                best = search.get_best_hypothesis(0).score
+                search.prune(BACK)
+                score += best - search.get_best_hypothesis(0).score  # it starts from 0 again
+        search.decode_end()
+        return path, score, search.get_all_final_hypothesis()
 
     def _hypothesis(self, path: Tensor, best: Tensor, score: float) -> Hypothesis:
         """A path (T',) without the spaces that part no words: the search may begin and end with them."""

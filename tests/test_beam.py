@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_lm import Oracle
 
+from asrkit import beam
 from asrkit.beam import BeamDecoder
 from asrkit.decoders import Decoder, GreedyDecoder, build_decoder
 from asrkit.errors import AsrkitError, DataError, NumericError, RecipeError, TrustError
@@ -193,6 +194,21 @@ def test_neighbours_and_padding_change_nothing(tmp_path: Path) -> None:
     assert together[2][0].labels == ()
     for i in (1, 0):
         assert decoder(batch[i : i + 1, : lengths[i]], lengths[i : i + 1]) == together[i : i + 1]
+
+
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_long_audio_is_settled_piece_by_piece(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = lm_file(tmp_path, unit)
+    decoder = BeamDecoder(TOKENIZER, lm=path, hot_words={"ba": 1.0})
+    log_probs, length = noise(600, 4, 9, 4.0), torch.tensor([600])
+    monkeypatch.setattr(beam, "STEP", 10_000)
+    [[whole]] = decoder(log_probs, length)
+    for step, back in ((500, 250), (100, 40), (599, 200)):
+        monkeypatch.setattr(beam, "STEP", step)
+        monkeypatch.setattr(beam, "BACK", back)
+        [[pieces]] = decoder(log_probs, length)
+        assert vars(pieces) == {**vars(whole), "score": pytest.approx(whole.score, abs=1e-2)}
+    assert len(whole.labels) > 100
 
 
 def test_impossible_labels_and_nan() -> None:

@@ -34,7 +34,7 @@ def arpa(sentences: Sentences, order: int, path: Path) -> dict[tuple[str, ...], 
     return found
 
 
-def drawn(count: int, seed: int, words: str = "abcdefgh") -> Sentences:
+def drawn(count: int, seed: int, words: str | list[str] = "abcdefgh") -> Sentences:
     """Sentences whose words are far from equally likely."""
     chance = random.Random(seed)
     weights = [1 / (i + 1) ** 2 for i in range(len(words))]

@@ -18,6 +18,7 @@ from asrkit.errors import RecipeError, TrustError
 from asrkit.experiment import train
 from asrkit.lm import estimate, read_unigrams, write_arpa
 from asrkit.lm.counts import read_text
+from asrkit.subwords import SentencePieceTokenizer
 from asrkit.tokenizers import CharacterTokenizer
 from asrkit.tuning import Clip, Trial, tune
 
@@ -80,6 +81,46 @@ def test_what_is_typed_wins_over_the_file(run: Path, capsys: pytest.CaptureFixtu
     }  # fmt: skip
     assert main(["evaluate", str(run), "--decoder.name=beam", "--decoder.options={beam: 7}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decoder"] == {"name": "beam", "options": {"beam": 7}}
+
+
+def test_a_language_model_of_the_labels_of_a_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--model` gives the text rules and the labels; characters are then the same thing, `--recipe` gives rules too."""
+    table, output = str(run.parent / "cv" / "train.tsv"), run.parent / "labels.arpa"
+    build = ["lm", "build", table, "--order", "4", "--output", str(output), "--json"]
+    assert main([*build, "--model", str(run), "--unit", "labels"]) == 0
+    written = output.read_bytes()
+    assert main([*build, "--recipe", str(run.parent / "toy.yaml"), "--unit", "characters"]) == 0
+    assert output.read_bytes() == written
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--split", "train", "--lm", str(output), "--lm-weight", "1", "--json"]) == 0
+    searched = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(run), "--split", "train", "--json"]) == 0
+    assert searched["wer"] < json.loads(capsys.readouterr().out)["wer"]
+
+
+def test_pieces_of_words(tmp_path: Path) -> None:
+    """SentencePiece: n-grams of its pieces, in which a word begins with the mark of the space."""
+    texts = [" ".join(words) for words in drawn(60, 2, ["ana", "nada", "dan", "ba", "na"])]
+    tokenizer = SentencePieceTokenizer.fit(texts, size=11)
+    path = tmp_path / "pieces.arpa"
+    sentences = [[tokenizer.labels[i] for i in tokenizer.encode(text)] for text in texts]
+    write_arpa(estimate(read_text(sentences), 3), path)
+    decoder = BeamDecoder(tokenizer, lm=path, lm_weight=1.0)
+    assert not decoder.uses_lexicon
+    ids = tokenizer.encode("nada ba")
+    log_probs = torch.full((1, 2 * len(ids), tokenizer.size), -9.0)
+    for place, label in enumerate(ids):
+        log_probs[0, 2 * place, label] = log_probs[0, 2 * place + 1, 0] = 0.0
+    [[found]] = decoder(log_probs.log_softmax(-1), torch.tensor([2 * len(ids)]))
+    assert tokenizer.decode(found.labels) == "nada ba"
+    assert [word for word, _, _ in tokenizer.word_spans(found.labels)] == ["nada", "ba"]
+    with pytest.raises(RecipeError, match="--unit labels"):
+        BeamDecoder(tokenizer, lexicon=_lexicon(tmp_path))
+
+
+def _lexicon(folder: Path) -> Path:
+    (folder / "words.txt").write_text("nada\n", encoding="utf-8")
+    return folder / "words.txt"
 
 
 @pytest.mark.parametrize(
