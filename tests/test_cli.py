@@ -105,7 +105,7 @@ class TestVerbs:
 
     @pytest.mark.parametrize("name", list(VERBS))
     def test_help_says_what_the_module_says(self, name: str) -> None:
-        module = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        module = ast.parse((FOLDER / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
         for node in module.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HELP":
                 assert ast.literal_eval(node.value) == VERBS[name]
