@@ -165,7 +165,8 @@ def _fit_cmvn(prepared: Prepared) -> None:
 
 def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progress: bool, say: Say) -> CTCBrain:
     log = MetricsLog(folder.path / "metrics.jsonl")
-    checkpoints = Checkpoints(folder.path / "checkpoints", key="selection")
+    kept = {key: recipe["training"][key] for key in ("keep_last", "keep_best")}
+    checkpoints = Checkpoints(folder.path / "checkpoints", key="selection", **kept)
     board: Any = _tensorboard(folder.path) if recipe["training"]["tensorboard"] else None
     drawn = time.monotonic()
 

@@ -106,6 +106,8 @@ SCHEMA: dict[str, Any] = {
         "max_nonfinite": 3,  # refused batches in a row
         "checkpoint_every": 1,  # epochs
         "checkpoint_minutes": 15.0,  # and within an epoch
+        "keep_last": 2,  # checkpoints that stay: the newest ones, and the best on dev; more for `asrkit average`
+        "keep_best": 1,
         "tensorboard": True,
         "curves": True,  # draw curves.png
     },
@@ -118,6 +120,8 @@ NEUTRAL = (
     "training.early_stopping",
     "training.evaluate_every",
     "training.checkpoint_minutes",
+    "training.keep_last",
+    "training.keep_best",
     "training.tensorboard",
     "training.curves",
     "data.cache",

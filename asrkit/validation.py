@@ -247,6 +247,8 @@ RULES: dict[str, Rule] = {
     "training.max_nonfinite": whole(1),
     "training.checkpoint_every": whole(1),
     "training.checkpoint_minutes": number(0),
+    "training.keep_last": whole(1),
+    "training.keep_best": whole(1),
     "training.tensorboard": FLAG,
     "training.curves": FLAG,
 }
