@@ -37,6 +37,7 @@ VERBS = {
     "evaluate": "score a trained model: WER, CER, 95 % intervals over speakers, worst utterances aligned",
     "transcribe": "turn audio files into text with a trained model",
     "align": "find when each word and character of a known text is said, by CTC forced alignment",
+    "average": "average checkpoints of a run into a model of its own",
     "export": "write a trained model as an ONNX file, for onnxruntime and sherpa-onnx",
     "diagnose": "say what is wrong with a training run: what was measured, why it matters, the likely fix",
     "show": "print the resolved recipe and the model with shapes for a ten-second clip",

@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     figures["train_split_hash"] = trained_on
     figures["shared_sentences"] = prepared.leakage.sentences
     if folder != bundle.path:
-        path = folder / f"evaluation-{args.split}.json"
+        of = "" if bundle.path.name == "model" else f"-{bundle.path.name}"  # a run may hold averages too
+        path = folder / f"evaluation-{args.split}{of}.json"
         if warning := _other_data(path, figures):
             figures["comparable"] = False
             print(f"asrkit: warning[split_hash]: {warning}; do not compare these scores", file=sys.stderr)
