@@ -41,6 +41,7 @@ SCHEMA: dict[str, Any] = {
         "max_bad": 0.05,  # more than this share of unusable clips is an error
         "allow_shared_speakers": False,
         "sample_rate": 16000,
+        "licence": None,  # of the recordings, such as CC0-1.0: stated in the model card
         "cache": "runs/.cache",
     },
     "text": {
@@ -127,4 +128,5 @@ NEUTRAL = (
     "data.cache",
     "data.root",
     "data.max_bad",
+    "data.licence",
 )

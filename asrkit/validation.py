@@ -185,6 +185,7 @@ RULES: dict[str, Rule] = {
     "data.max_bad": SHARE,
     "data.allow_shared_speakers": FLAG,
     "data.sample_rate": whole(1),
+    "data.licence": optional(TEXT),
     "data.cache": TEXT,
     "text.rules": plugin("text"),
     "text.tokenizer": plugin("tokenizers"),

@@ -53,7 +53,7 @@ def bundle_of(folder: Path, tokenizer: Any = None, **overrides: str) -> Bundle:
     for seed in range(4):
         draw = torch.Generator().manual_seed(seed)
         model.acoustic(3 * torch.randn(6, 60 - seed, 16, generator=draw) + 2, torch.tensor([60 - seed] * 4 + [31, 20]))
-    save_bundle(folder / "model", model, tokenizer, recipe, {}, "")
+    save_bundle(folder / "model", model, tokenizer, recipe, {})
     return load_bundle(folder / "model")
 
 

@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from asrkit import registry
     from asrkit.averaging import average_into, recompute
     from asrkit.bundle import load_bundle, save_bundle
-    from asrkit.card import model_card
     from asrkit.model import build_model
     from asrkit.preparation import prepare
     from asrkit.recipe import load_recipe
@@ -66,16 +65,15 @@ def run(args: argparse.Namespace) -> int:
     model = build_model(recipe, bundle.tokenizer.size)
     average_into(model.acoustic, [checkpoint.model() for checkpoint in chosen])
     steps = [checkpoint.step for checkpoint in chosen]
-    facts = {
-        key: bundle.config[key] for key in ("splits", "excluded", "leakage", "source_rates") if key in bundle.config
-    }
+    kept = ("splits", "excluded", "leakage", "source_rates", "data", "licence", "longest_seconds")
+    facts = {key: bundle.config[key] for key in kept if key in bundle.config}
     facts |= {"metrics": {}, "average": {"steps": steps, "recomputed": args.recompute}}
     if args.recompute:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
         progress = sys.stderr.isatty()
         split = prepare(recipe, ("train",), tokenizer=bundle.tokenizer, progress=progress).splits["train"]
         recompute(model.acoustic, split, device, progress)
-    save_bundle(args.output, model, bundle.tokenizer, recipe, facts, model_card(recipe, facts, model))
+    save_bundle(args.output, model, bundle.tokenizer, recipe, facts)
     print(f"{args.output}: the average of {len(steps)} checkpoints, steps {', '.join(map(str, steps))}")
     print(f"next: asrkit evaluate {args.output} --data.root={recipe['data']['root']}")
     return 0

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     from asrkit import registry
+    from asrkit.card import add_scores
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
     from asrkit.runs import atomic_write
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             figures["comparable"] = False
             print(f"asrkit: warning[split_hash]: {warning}; do not compare these scores", file=sys.stderr)
         atomic_write(path, json.dumps(figures, indent=1) + "\n")
+        if not args.overrides:  # other data or other text are not what the card is about
+            add_scores(bundle.path, args.split, figures)
     if args.json:
         print_json(figures)
     else:
