@@ -23,7 +23,7 @@ from asrkit.selection import normalized
 from asrkit.tokenizers import SPACE_MARK
 from asrkit.transcribe import Source, Transcriber, Transcript, Word
 
-MAX_CELLS = 1 << 32  # frames times states whose way back is remembered, two bits each: 1 GiB
+MAX_CELLS = 1 << 30  # frames times states whose way back is remembered, a byte each: about 15 minutes of speech
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,22 @@ def save_bundle(folder: Path, model: CTCModel, tokenizer: Any, recipe: dict[str,
         "self_check": self_check(model),
         **facts,
     }
+    if scores := _scores_so_far(folder, config["files"]) | facts.get("scores", {}):
+        config["scores"] = scores
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         atomic_write(folder / name, data)
     atomic_write(folder / "README.md", model_card(config))
     atomic_write(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def _scores_so_far(folder: Path, files: dict[str, str]) -> dict[str, Any]:
+    """What `asrkit evaluate` has put into a bundle of the same files: a finished run that is started again keeps it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return dict(config["scores"]) if config["files"] == files else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def load_bundle(folder: str | Path, device: str = "cpu") -> Bundle:

@@ -19,8 +19,12 @@ from asrkit.experiment import train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
+    return trained(folder, make_corpus(folder / "cv"))
+
+
+def trained(folder: Path, corpus: Path) -> Path:
     quiet = [(f"training.{key}", 25) for key in ("epochs", "evaluate_every", "checkpoint_every")]
-    recipe = toy_recipe(folder, make_corpus(folder / "cv"), *quiet, ("data.licence", "CC0-1.0"))
+    recipe = toy_recipe(folder, corpus, *quiet, ("data.licence", "CC0-1.0"))
     return train(recipe, "", folder / "run", say=lambda _: None).folder
 
 
@@ -63,7 +67,7 @@ def test_scores_are_those_of_evaluate_and_test_is_added(run: Path, capsys: pytes
     assert list(rows(sections(run)["Scores"])) == ["dev"]
     card = run / "model" / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\nMine: ñ.\n", encoding="utf-8")
-    trained = rows(sections(run)["Scores"])["dev"]
+    at_first = rows(sections(run)["Scores"])["dev"]
     for split in ("dev", "test"):
         assert main(["evaluate", str(run), "--split", split, "--json"]) == 0
         figures = json.loads(capsys.readouterr().out)
@@ -75,12 +79,15 @@ def test_scores_are_those_of_evaluate_and_test_is_added(run: Path, capsys: pytes
         assert row[2] == "4, 3"
         assert row[3].strip("`") == figures["split_hash"][:12]
         if split == "dev":
-            assert row == trained
+            assert row == at_first
             assert "`asrkit evaluate RUN` adds the test split" in sections(run)["Scores"]
     assert "adds the test split" not in sections(run)["Scores"]
     assert "bootstrap over speakers" in sections(run)["Scores"].replace("\n", " ")
     assert card.read_text(encoding="utf-8").endswith("\nMine: ñ.\n")
     assert list(load_bundle(run / "model").config["scores"]) == ["dev", "test"]
+    scored = rows(sections(run)["Scores"])
+    assert trained(run.parent, run.parent / "cv") == run  # a finished run that is started again
+    assert rows(sections(run)["Scores"]) == scored
 
 
 def test_a_card_of_less_says_so(run: Path) -> None:

@@ -95,7 +95,8 @@ class TestVerbs:
 
     def test_help_names_the_verbs_in_order(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert list(VERBS) == [
-            "train", "evaluate", "transcribe", "diagnose", "show", "study", "report", "data", "plugins", "doctor",
+            "train", "evaluate", "transcribe", "align", "average", "export", "diagnose", "show", "study", "report",
+            "data", "plugins", "doctor",
         ]  # fmt: skip
         assert main(["--help"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]

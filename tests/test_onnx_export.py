@@ -25,9 +25,12 @@ from asrkit.model import build_model
 from asrkit.onnx_check import OnnxModel, own_text, sherpa_recognizer, sherpa_text
 from asrkit.onnx_export import TARGETS, export_onnx, token_file
 from asrkit.onnx_int8 import to_int8
+from asrkit.recipe import load_recipe
+from asrkit.schema import SCHEMA
 from asrkit.tokenizers import CharacterTokenizer, SymbolTokenizer
 
 ENCODERS = sorted(plugin.name for plugin in registry.list_plugins("encoders") if plugin.package == "asrkit")
+RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "common_voice_es").glob("model*.yaml"))
 STACK = (
     "[{conv: {channels: 4, kernel: [3, 3], stride: [2, 2]}}, {linear: 12}, norm, relu, {bigru: 10}, norm, {lstm: 9}]"
 )
@@ -78,6 +81,17 @@ def test_every_encoder_at_other_lengths(encoder: str, layers: str, tmp_path: Pat
         for row, count in enumerate(counts.tolist()):
             np.testing.assert_allclose(found[row, :count], expected[row, :count], atol=1e-4)
         assert best_paths(torch.from_numpy(found), counts) == best_paths(expected, counts)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_models_of_the_question_run_in_sherpa(path: Path, tmp_path: Path) -> None:
+    """Their layers export, and their features are sherpa-onnx's; weights as drawn."""
+    recipe = load_recipe(path, [("width", "16"), ("encoder", "sequence_batch_norm")], known=SCHEMA)
+    tokenizer = CharacterTokenizer(" abeiou")
+    save_bundle(tmp_path / "model", build_model(recipe, tokenizer.size), tokenizer, recipe, {})
+    exported = export_onnx(load_bundle(tmp_path / "model"))
+    assert exported.obstacles == ()
+    assert exported.subsampling == (2 if path.stem in ("model2", "model3_conv") else 1)
 
 
 def test_what_changes_with_its_length_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
