@@ -22,8 +22,11 @@ from asrkit.errors import AsrkitError, DataError
 from asrkit.selection import normalized
 from asrkit.tokenizers import SPACE_MARK
 from asrkit.transcribe import Source, Transcriber, Transcript, Word
+from asrkit.viterbi import lean_path
 
-MAX_CELLS = 1 << 30  # frames times states whose way back is remembered, a byte each: about 15 minutes of speech
+# Frames times states. Up to here torchaudio remembers the way back, a byte each (about ten minutes of speech); then
+# asrkit.viterbi takes over, up to hours.
+REMEMBERED, MAX_CELLS = 1 << 28, 1 << 36
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,23 @@ def align_labels(log_probs: Tensor, labels: Sequence[int], name: str = "the clip
             fix="check that the text belongs to the recording, or use a model with fewer strides",
             reason="too_short_for_ctc",
         )
-    if frames * (2 * len(labels) + 1) > MAX_CELLS:
+    cells = frames * (2 * len(labels) + 1)
+    if cells > MAX_CELLS:
         raise DataError(
             f"{name}: {frames} frames by {len(labels)} labels are too much for one alignment",
             fix="cut recording and text into parts",
             reason="too_long_to_align",
         )
+    # In float64: over thousands of frames float32 sums no longer tell two near paths apart.
+    exact = log_probs.detach().cpu().double()
+    path = lean_path(exact, labels) if cells > REMEMBERED else _path(exact, labels)
+    return list(_spans(path, exact.gather(1, path[:, None])[:, 0].exp()))
+
+
+def _path(log_probs: Tensor, labels: Sequence[int]) -> Tensor:
     from torchaudio.functional import forced_align
 
-    # In float64: over thousands of frames float32 sums no longer tell two near paths apart.
-    exact = log_probs.detach().cpu().double().unsqueeze(0)
-    path, scores = forced_align(exact, torch.tensor([list(labels)], dtype=torch.int64), blank=BLANK)
-    return list(_spans(path[0], scores[0].exp()))
+    return forced_align(log_probs.unsqueeze(0), torch.tensor([list(labels)]), blank=BLANK)[0][0].long()
 
 
 def _spans(path: Tensor, posteriors: Tensor) -> Iterator[Span]:

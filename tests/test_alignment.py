@@ -13,10 +13,11 @@ import torch
 from toy import RATE, make_corpus, tones, toy_recipe
 
 import asrkit
-from asrkit.alignment import Aligner, align_labels
+from asrkit.alignment import Aligner, _path, align_labels
 from asrkit.cli import main
 from asrkit.errors import DataError
 from asrkit.experiment import train
+from asrkit.viterbi import lean_path
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,11 @@ def viterbi(log_probs: np.ndarray, labels: list[int]) -> tuple[float, list[tuple
     return score, [(place[0], place[-1] + 1) for place in places]
 
 
+@pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_spans_are_those_of_viterbi(seed: int) -> None:
+def test_spans_are_those_of_viterbi(seed: int, lean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lean:
+        monkeypatch.setattr("asrkit.alignment.REMEMBERED", 0)
     random = np.random.default_rng(seed)
     labels = [int(i) for i in random.integers(1, 4, random.integers(1, 9))]
     needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
@@ -69,6 +73,15 @@ def test_spans_are_those_of_viterbi(seed: int) -> None:
     assert covered + sum(float(log_probs[t, 0]) for t in blanks) == pytest.approx(score)
 
 
+def test_the_way_of_long_recordings_is_the_same_path() -> None:
+    """A thousand frames, so that blocks, their borders and both ends of the band are met; against torchaudio."""
+    draw = torch.Generator().manual_seed(3)
+    for frames, count in ((1000, 300), (400, 399), (1, 1), (2, 1)):
+        log_probs = (3 * torch.randn(frames, 6, generator=draw, dtype=torch.float64)).log_softmax(-1)
+        labels = [1 + i % 5 for i in range(count)]
+        assert torch.equal(lean_path(log_probs, labels), _path(log_probs, labels))
+
+
 def test_what_cannot_be_aligned_is_refused_with_its_frames() -> None:
     flat = torch.zeros(4, 5).log_softmax(-1)
     with pytest.raises(DataError, match=r"4 labels with 1 repeats need 5 frames, T' is 4") as caught:
@@ -78,7 +91,7 @@ def test_what_cannot_be_aligned_is_refused_with_its_frames() -> None:
         align_labels(flat, [])
     assert caught.value.reason == "no_text"
     with pytest.raises(DataError) as caught:
-        align_labels(torch.zeros(1, 5).expand(1 << 19, 5), [1, 2] * (1 << 10))
+        align_labels(torch.zeros(1, 5).expand(1 << 24, 5), [1, 2] * (1 << 10))
     assert caught.value.reason == "too_long_to_align"
 
 

@@ -625,7 +625,7 @@ class TestDoctor:
         monkeypatch.setattr(doctor, "installed_version", lambda name: here)
         findings = by_check(list(doctor.check_extras()))
         assert {check: finding.status for check, finding in findings.items()} == dict.fromkeys(
-            ["PyAV", "espeakng-loader"], status
+            ["PyAV", "espeakng-loader", "onnxruntime"], status
         )
         if here is None:
             assert findings["PyAV"].fix == "pip install 'asrkit[audio]'"
