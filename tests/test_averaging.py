@@ -175,3 +175,17 @@ def test_the_command_and_its_evaluation(
     assert "training.keep_last=9" in capsys.readouterr().err
     assert main(["average", str(run), "--last", "2", "--output", str(tmp_path / "three")]) == 5
     assert main(["average", str(tmp_path / "three"), "--last", "2", "--output", str(tmp_path / "x")]) == 5
+
+
+def test_what_only_training_needs_is_left_out(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """A run with an inner loss has tensors in its checkpoints that no model has."""
+    layers = "[{linear: 12}, norm, {bigru: 8}, {bigru: 8}]"
+    options = ("training.epochs", 2), ("ctc.intermediate.weight", 0.3), ("layers", layers)
+    recipe = toy_recipe(tmp_path, finished[1], *options)
+    run = train(recipe, "", tmp_path / "run", say=lambda _: None).folder
+    newest = max((run / "checkpoints").glob("step-*"))
+    assert main(["average", str(run), "--last", "2", "--output", str(tmp_path / "two")]) == 0
+    names = set(load_file(tmp_path / "two" / "model.safetensors"))
+    assert names < set(load_file(newest / "model.safetensors"))
+    assert names == set(load_file(run / "model" / "model.safetensors"))
+    load_bundle(tmp_path / "two")

@@ -94,6 +94,16 @@ def test_the_models_of_the_question_run_in_sherpa(path: Path, tmp_path: Path) ->
     assert exported.subsampling == (2 if path.stem in ("model2", "model3_conv") else 1)
 
 
+def test_a_prior_of_decoding_and_growing_residuals_are_in_the_file(tmp_path: Path) -> None:
+    layers = "[{linear: 8}, {repeat: {times: 2, residual: true, layers: [norm, {bigru: 6}]}}]"
+    bundle = bundle_of(tmp_path, layers=layers, **{"ctc.decode_prior": "0.5"})
+    plain = export_onnx(bundle)
+    bundle.model.acoustic.head.log_prior += torch.linspace(-3, 0, bundle.tokenizer.size)
+    weighted = export_onnx(bundle)  # is compared with the model there
+    x = (3 * np.random.default_rng(1).standard_normal((1, 90, 16))).astype("f4")
+    assert np.abs(run(weighted.model, x, [90])[0] - run(plain.model, x, [90])[0]).max() > 0.1
+
+
 def test_what_changes_with_its_length_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Frozen(registry.load("encoders", "none")):  # type: ignore[misc]
         def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> Any:
