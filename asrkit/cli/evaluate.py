@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     from asrkit import registry
+    from asrkit.card import add_scores
     from asrkit.decoders import build_decoder
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
@@ -91,11 +92,14 @@ def run(args: argparse.Namespace) -> int:
     figures["train_split_hash"] = trained_on
     figures["shared_sentences"] = prepared.leakage.sentences
     if folder != bundle.path:
-        path = folder / f"evaluation-{args.split}.json"
+        of = "" if bundle.path.name == "model" else f"-{bundle.path.name}"  # a run may hold averages too
+        path = folder / f"evaluation-{args.split}{of}.json"
         if warning := _other_data(path, figures):
             figures["comparable"] = False
             print(f"asrkit: warning[split_hash]: {warning}; do not compare these scores", file=sys.stderr)
         atomic_write(path, json.dumps(figures, indent=1) + "\n")
+        if not args.overrides:  # other data or other text are not what the card is about
+            add_scores(bundle.path, args.split, figures)
     if args.json:
         print_json(figures)
     else:
