@@ -93,12 +93,13 @@ def run(args: argparse.Namespace) -> int:
     figures["shared_sentences"] = prepared.leakage.sentences
     if folder != bundle.path:
         of = "" if bundle.path.name == "model" else f"-{bundle.path.name}"  # a run may hold averages too
-        path = folder / f"evaluation-{args.split}{of}.json"
+        by = f"-{settings['name']}" if settings else ""  # beside the scores of the model's own decoder, not over them
+        path = folder / f"evaluation-{args.split}{of}{by}.json"
         if warning := _other_data(path, figures):
             figures["comparable"] = False
             print(f"asrkit: warning[split_hash]: {warning}; do not compare these scores", file=sys.stderr)
         atomic_write(path, json.dumps(figures, indent=1) + "\n")
-        if not args.overrides:  # other data or other text are not what the card is about
+        if not (args.overrides or settings):  # other data, other text or another decoder are not what the card is about
             add_scores(bundle.path, args.split, figures)
     if args.json:
         print_json(figures)
