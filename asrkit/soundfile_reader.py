@@ -77,13 +77,7 @@ class SoundfileReader:
         if good is not None and not isinstance(source, Path):
             source.seek(0)
         with _open(soundfile, source) as file:
-            rate, channels = file.samplerate, file.channels
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise AudioError(
-                    f"{label(source)} says {rate} samples per second",
-                    possible=f"{MIN_RATE} to {MAX_RATE}",
-                    reason="not_audio",
-                )
+            rate, channels = _rate(file, source), file.channels
             first = round(start * rate)
             last = None if end is None else round(end * rate)
             most = None if limit is None else round(limit * rate)
@@ -102,6 +96,53 @@ class SoundfileReader:
             if claimed is not None:
                 claimed = max(0, claimed - first) if budget is None else min(max(0, claimed - first), budget)
             return Decoded(samples, rate, claimed, problem, more)
+
+    def blocks(self, source: Path | BinaryIO, start: float = 0.0, end: float | None = None) -> Iterator[Decoded]:
+        """The same in blocks of `BLOCK` frames, for audio of any length; optional for plugins.
+
+        Only the last block, which may be empty, has `claimed` (for the whole of what was asked for) and `problem`.
+        """
+        import soundfile
+
+        with quiet_decoders():
+            opened = _open(soundfile, source)
+        with opened as file:
+            rate, channels, done, problem = _rate(file, source), file.channels, 0, None
+            first = round(start * rate)
+            budget = None if end is None else max(0, round(end * rate) - first)
+            if first:
+                try:
+                    file.seek(first)
+                except soundfile.LibsndfileError:  # beyond the end
+                    budget = 0
+            while budget is None or done < budget:
+                size = BLOCK if budget is None else min(BLOCK, budget - done)
+                try:
+                    with quiet_decoders():
+                        block = file.read(size, "float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    problem = error.error_string
+                    break
+                if not len(block):
+                    break
+                done += len(block)
+                yield Decoded(block, rate)
+            claimed = None if budget == done else _claimed_frames(file, source)
+            if claimed is not None:
+                claimed = max(0, claimed - first) if budget is None else min(max(0, claimed - first), budget)
+            yield Decoded(np.zeros((0, channels), np.float32), rate, claimed, problem)
+
+
+def _rate(file: Any, source: Path | BinaryIO) -> int:
+    """Samples per second; AudioError if nobody records so many or so few."""
+    rate = int(file.samplerate)
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(
+            f"{label(source)} says {rate} samples per second",
+            possible=f"{MIN_RATE} to {MAX_RATE}",
+            reason="not_audio",
+        )
+    return rate
 
 
 def label(source: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_missing_empty_and_foreign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x20ftypM4A ", b"\x1aE\xdf\xa3\x01", b"\xff\xf1\x50\x80", b"#!AMR\n"])
-def test_formats_that_need_pyav(head: bytes) -> None:
+def test_formats_that_need_pyav(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)  # as where it is not installed
     with pytest.raises(AudioError, match=r"asrkit\[audio\]") as caught:
         read_audio(head + b"\0" * 500)
     assert caught.value.reason == "needs_pyav"
