@@ -34,6 +34,7 @@ Source = str | Path | bytes | BinaryIO
 
 MAX_PEAK = 8.0  # full scale is 1; louder than this is a wrong format, not loud speech
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01
+SILENT_PEAK = 1e-3  # of full scale: -60 dB
 TRUNCATED_SHARE, TRUNCATED_SECONDS = 0.02, 0.1
 MIX_LOSS_DB = 20.0  # channels that cancel by more than this are in anti-phase
 LONGEST = 600.0  # seconds of a clip of the test split, which no recipe shortens: what bounds memory there

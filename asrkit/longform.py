@@ -29,7 +29,7 @@ from asrkit.ctc import BLANK
 from asrkit.decoders import Decoder, Hypothesis
 from asrkit.model import CTCModel
 
-HOP, CONTEXT = 30.0, 6.0  # seconds kept of a window, and heard on either side of them
+HOP, CONTEXT = 20.0, 5.0  # seconds kept of a window, and heard on either side of them
 PIECE = 30.0  # seconds of frames that are decoded together at least; the cut is looked for in a second stretch as long
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from asrkit import registry
-from asrkit.audio import Audio
+from asrkit.audio import SILENT_PEAK, Audio
 from asrkit.bundle import Bundle, load_bundle
-from asrkit.clips import SILENT_PEAK
 from asrkit.decoders import Hypothesis
 from asrkit.errors import AsrkitError, AudioError
 from asrkit.hub_models import HUB, fetch_bundle
@@ -30,6 +29,7 @@ __all__ = ["AUDIO_SUFFIXES", "Source", "Transcriber", "Transcript", "Word", "fin
 
 TOO_SHORT = "shorter than one frame of the model"
 WINDOW, WINDOW_SECONDS = 64, 900.0  # files, and seconds of them, looked at together, so that similar ones share a batch
+LONG_SHARE = 0.25  # of `batch_seconds` for windows of long audio, whose memory is to be small and flat
 AHEAD = 32  # files that workers decode before they are asked for
 Heard = Callable[[float], None]
 
@@ -42,7 +42,10 @@ class Transcriber:
     windows, in memory that does not grow with it (asrkit.longform says what is exact there).
 
     `batch_seconds`: seconds of audio, padding included, in one forward pass; by default what the memory is good for.
+    `vad`: cut long audio where nobody speaks (asrkit.vad) instead.
     """
+
+    vad = False
 
     def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
         self.bundle, self.model, self.tokenizer = bundle, bundle.model, bundle.tokenizer
@@ -198,7 +201,7 @@ class Transcriber:
             norm = statistics(self.model, self.grid, given.blocks(), self.device)
         windows = self.grid.windows(given.blocks() if blocks is None else blocks)
         width = (self.grid.hop + 2 * self.grid.context) * self.grid.samples / self.sample_rate
-        batch = max(1, int(self.batch_seconds / width))
+        batch = max(1, int(LONG_SHARE * self.batch_seconds / width))
         yield from joined_log_probs(lambda waveforms: self._forward(waveforms, norm), windows, batch)
 
     def _long(self, given: Input, heard: Heard | None) -> Transcript:
@@ -214,7 +217,10 @@ class Transcriber:
                     heard(len(block) / self.sample_rate)
                 yield block
 
-        best = decode_pieces(self.decoder, self._pieces(given, counted()), self.model.frame_seconds, self._lock)
+        if self.vad:
+            best = self._of_speech(counted())
+        else:
+            best = decode_pieces(self.decoder, self._pieces(given, counted()), self.model.frame_seconds, self._lock)
         seconds = samples / self.sample_rate
         if peak < SILENT_PEAK:
             return _silence(given.name, seconds, peak)

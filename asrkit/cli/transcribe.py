@@ -169,7 +169,7 @@ def _transcribe(args: argparse.Namespace, formats: list[str], clips: list[Clip])
         folder = Folder(args.output_dir, [clip.place for clip in clips], formats)
     session = _session(args, formats, folder, len(clips))
     todo = list(range(len(clips))) if folder is None else _todo(args, clips, folder, session)
-    results = session.model.stream([clips[index].path for index in todo], args.jobs, session.heard)
+    results = session.model.stream([clips[index].path for index in todo], min(args.jobs, len(todo)), session.heard)
     for index, result in zip(todo, results, strict=True):
         session.add(index, dataclasses.replace(result, source=clips[index].name), clips[index].path)
     return DataError.exit_code if session.close() else 0
