@@ -31,34 +31,26 @@ class AvReader:
 
     def read(self, source: Path | BinaryIO, start: float, end: float | None, limit: float | None) -> Decoded:
         """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`)."""
-        decoded = Decoded(np.zeros((0, 1), np.float32), 0)
-        blocks = []
-        wanted: float | None = None if end is None else max(0.0, end - start)
+        wanted = None if end is None else max(0.0, end - start)
         most = limit if wanted is None else wanted if limit is None else min(wanted, limit)
-        got = 0
+        parts: list[np.ndarray] = []
+        got, budget = 0, None
         for block in self.blocks(source, start, end):
-            decoded.rate, decoded.claimed, decoded.problem = block.rate, block.claimed, block.problem
-            blocks.append(block.samples)
+            budget = None if most is None else round(most * block.rate)
+            parts.append(block.samples)
             got += len(block.samples)
-            if most is not None and got > round(most * block.rate):
+            if budget is not None and got > budget:
                 break
-        if blocks:
-            decoded.samples = np.concatenate(blocks)
-        budget = None if most is None else round(most * decoded.rate)
-        if budget is not None and got > budget:
-            decoded.samples = decoded.samples[:budget]
-            decoded.more = most != wanted
-        if budget is not None and len(decoded.samples) == budget:
-            decoded.claimed, decoded.problem = budget, None
-        elif budget is not None and decoded.claimed is not None:
-            decoded.claimed = min(decoded.claimed, budget)
-        return decoded
+        samples = np.concatenate([part for part in parts if len(part)] or parts)
+        if budget is None or len(samples) < budget:
+            claimed = block.claimed if block.claimed is None or budget is None else min(block.claimed, budget)
+            return Decoded(samples, block.rate, claimed, block.problem)
+        return Decoded(samples[:budget], block.rate, budget, None, more=got > budget and most != wanted)
 
     def blocks(self, source: Path | BinaryIO, start: float = 0.0, end: float | None = None) -> Iterator[Decoded]:
         """The same in blocks of some thousand frames: flat memory for audio of any length.
 
-        `claimed` is what the container promises for the whole of what was asked for; the last block has the
-        `problem`, where decoding gave up.
+        Only the last block, which is empty, has `claimed` (for the whole of what was asked for) and `problem`.
         """
         import av
 
@@ -80,20 +72,20 @@ class AvReader:
                 )
             first, last = round(start * rate), None if end is None else round(end * rate)
             claimed = _claimed(file, stream, rate, first, last)
-            at = 0
-            channels = max(int(stream.codec_context.channels or 1), 1)
-            yielded = False
-            for samples, problem in _frames(av, file, stream):
-                channels = samples.shape[1] if samples.size else channels
+            at = done = 0
+            channels, problem = max(int(stream.codec_context.channels or 1), 1), None
+            for samples, why in _frames(av, file, stream):
+                problem = why
                 part = samples[max(0, first - at) : None if last is None else max(0, last - at)]
                 at += len(samples)
-                if len(part) or problem is not None:
-                    yielded = True
-                    yield Decoded(part, rate, claimed, problem)
+                if len(part):
+                    done, channels = done + len(part), part.shape[1]
+                    yield Decoded(part, rate)
                 if last is not None and at >= last:
-                    return
-            if not yielded:
-                yield Decoded(np.zeros((0, channels), np.float32), rate, claimed, None)
+                    break
+            if claimed is not None and done >= claimed:
+                claimed = None  # codecs pad their last frame: more than was promised is no damage
+            yield Decoded(np.zeros((0, channels), np.float32), rate, claimed, problem)
 
 
 def _opened(av: Any, handle: BinaryIO, name: str) -> Any:

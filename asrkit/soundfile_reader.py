@@ -189,8 +189,10 @@ def _open(soundfile: Any, source: Path | BinaryIO) -> Any:
         def seekable(self) -> bool:
             return False
 
+    # soundfile itself stumbles over names that are not valid UTF-8.
+    named = os.fsencode(source) if isinstance(source, Path) and os.name != "nt" else source
     try:
-        return Stream(source)
+        return Stream(named)
     except (soundfile.LibsndfileError, TypeError) as error:
         why = getattr(error, "error_string", str(error))
         raise AudioError(

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -24,6 +25,7 @@ from asrkit.longform import Grid, decode_pieces, joined_log_probs, padded, stati
 from asrkit.memory import batch_seconds
 from asrkit.sources import AUDIO_SUFFIXES, Input, Source, find_audio, name_of, open_input
 from asrkit.transcript import Transcript, Word
+from asrkit.vad import Speech, silero, speech_of
 
 __all__ = ["AUDIO_SUFFIXES", "Source", "Transcriber", "Transcript", "Word", "find_audio", "load"]
 
@@ -218,13 +220,41 @@ class Transcriber:
                 yield block
 
         if self.vad:
-            best = self._of_speech(counted())
+            words, texts = self._of_speech(given.name, counted())
         else:
             best = decode_pieces(self.decoder, self._pieces(given, counted()), self.model.frame_seconds, self._lock)
         seconds = samples / self.sample_rate
         if peak < SILENT_PEAK:
             return _silence(given.name, seconds, peak)
+        if self.vad:
+            return Transcript(given.name, " ".join(texts), tuple(words), round(seconds, 3))
         return self._transcript(given.name, seconds, best)
+
+    def _of_speech(self, name: str, blocks: Iterable[np.ndarray]) -> tuple[list[Word], list[str]]:
+        """Words and texts of the stretches with speech, each as if it were a file of its own."""
+        words: list[Word] = []
+        texts: list[str] = []
+        group: list[Speech] = []
+
+        def flush() -> None:
+            audios = [Audio(one.samples, self.sample_rate, self.sample_rate, 1) for one in group]
+            for speech, heard in zip(group, self._run([Input(name, None, a, False) for a in audios]), strict=True):
+                start = speech.start / self.sample_rate
+                words.extend(
+                    replace(word, start=round(word.start + start, 3), end=round(word.end + start, 3))
+                    for word in heard.words
+                )
+                texts.extend([heard.text] if heard.text else [])
+
+        for speech in speech_of(blocks, self.sample_rate):
+            longest = max(len(one.samples) for one in [*group, speech]) / self.sample_rate
+            if group and longest * (len(group) + 1) > LONG_SHARE * self.batch_seconds:
+                flush()
+                group = []
+            group.append(speech)
+        if group:
+            flush()
+        return words, texts
 
     def _without_model(self, given: Input) -> Transcript | None:
         """What is known without asking the model: sound without a frame, and silence, in which models hear words."""
@@ -258,10 +288,11 @@ def _silence(name: str, seconds: float, peak: float) -> Transcript:
     return Transcript(name, "", seconds=round(seconds, 3), message=f"silence: it peaks {loud}")
 
 
-def load(folder: str | Path, device: str = "auto", decoder: str | None = None) -> Transcriber:
+def load(folder: str | Path, device: str = "auto", decoder: str | None = None, vad: bool = False) -> Transcriber:
     """A trained model: the folder of a bundle (`.../model`) or of a run that holds one, or `hf://OWNER/NAME`.
 
     device: cpu, cuda, cuda:1, or auto (a GPU if there is one). decoder: a name of kind `decoders`; None: the recipe's.
+    vad: long audio is cut where nobody speaks (needs `asrkit[longform]`) instead of into overlapping windows.
     Runs no code from the folder. Only `hf://...` asks the Hub (asrkit.hub_models), and only for a bundle's own files.
     """
     if str(folder).startswith(HUB):
@@ -271,4 +302,8 @@ def load(folder: str | Path, device: str = "auto", decoder: str | None = None) -
         path = path / "model"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Transcriber(load_bundle(path, device), decoder)
+    model = Transcriber(load_bundle(path, device), decoder)
+    if vad:
+        silero()  # says now if it is missing
+        model.vad = True
+    return model

@@ -7,6 +7,7 @@ keeps 0.2 s on either side and is cut at its least likely moment before it passe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -48,7 +49,9 @@ def silero() -> Probability:
             reason="needs_silero",
         ) from error
     torch.set_num_threads(threads)  # importing it sets one thread for the whole process
-    model = load_silero_vad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it is stored in a form that torch is about to leave
+        model = load_silero_vad()
 
     def probability(chunk: np.ndarray) -> float:
         with torch.inference_mode():

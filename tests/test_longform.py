@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from asrkit.audio import read_audio, resample
 from asrkit.audio_stream import Resampler, audio_blocks
 from asrkit.ctc import BLANK
 from asrkit.decoders import GreedyDecoder
-from asrkit.errors import AudioError
+from asrkit.errors import AudioError, RecipeError
 from asrkit.experiment import train
 from asrkit.longform import Grid, decode_pieces
 from asrkit.model import build_model
 from asrkit.transcribe import Transcriber
+from asrkit.vad import speech_of
 
 SECTIONS = {
     "features": {"name": "fbank", "options": {"size": 16}},
@@ -230,6 +232,79 @@ def test_long_files_beside_short_ones(model: Transcriber, tmp_path: Path) -> Non
     assert found[1] == model.transcribe(tmp_path / "long.flac")
     with pytest.raises(AudioError, match="damaged"):
         model.transcribe(tmp_path / "damaged.flac")
+
+
+def said(pattern: list[tuple[int, float]]) -> Any:
+    """A detector that says this: (chunks, probability)."""
+    values = iter([probability for count, probability in pattern for _ in range(count)])
+    return lambda _: next(values)
+
+
+def test_stretches_of_speech() -> None:
+    """Chunks of 32 ms; speech begins at 0.5, survives a short dip, ends after 0.3 s below 0.35, and keeps 0.2 s."""
+    pattern = [(50, 0.1), (40, 0.9), (5, 0.0), (10, 0.4), (30, 0.0), (3, 0.49), (20, 0.0), (30, 0.6)]
+    x = np.arange(sum(count for count, _ in pattern) * 512, dtype=np.float32)
+    found = list(speech_of(pieces(x), 16000, said(pattern)))
+    assert [(s.start // 512, len(s.samples) // 512) for s in found] == [(44, 67), (152, 36)]
+    for speech_found in found:
+        assert speech_found.samples[0] == speech_found.start
+        assert (np.diff(speech_found.samples) == 1).all()
+
+
+def test_long_speech_is_cut_where_it_is_least_likely() -> None:
+    """A minute and a half without a pause: stretches follow each other without a gap, and none is over 28 s."""
+    pattern = [(700, 0.9), (1, 0.6), (800, 0.9), (1, 0.7), (1300, 0.9)]
+    x = np.arange(sum(count for count, _ in pattern) * 256, dtype=np.float32)
+    found = list(speech_of(pieces(x), 8000, said([*pattern, (99, 0.9)])))
+    assert [s.start // 256 for s in found][:3] == [0, 700, 1501]
+    assert np.array_equal(np.concatenate([s.samples for s in found]), x)
+    assert all(len(s.samples) <= 28.1 * 8000 for s in found)
+
+
+def test_silero_hears_speech_and_not_the_pauses(shared_data: Path) -> None:
+    """Five real clips with five seconds of faint noise between them."""
+    pytest.importorskip("silero_vad")
+    clips = sorted((shared_data / "cv-corpus-6.1-2020-12-11" / "es" / "clips").glob("*.mp3"))[:5]
+    noise = np.random.default_rng(0)
+    parts, spoken = [], []
+    for clip in clips:
+        parts.append(1e-4 * noise.standard_normal(5 * 16000).astype(np.float32))
+        parts.append(read_audio(clip, 16000).samples)
+        spoken += [False] * len(parts[-2]) + [True] * len(parts[-1])
+    threads = torch.get_num_threads()
+    heard = np.zeros(len(spoken), bool)
+    for stretch in speech_of(pieces(np.concatenate(parts)), 16000):
+        heard[stretch.start : stretch.start + len(stretch.samples)] = True
+    assert torch.get_num_threads() == threads
+    assert heard[np.array(spoken)].mean() > 0.6  # clips begin and end with silence of their own
+    assert heard[~np.array(spoken)].mean() < 0.1
+
+
+def test_text_of_stretches(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words keep their times in the whole; the tones of the toy are no speech, so their loudness speaks for them."""
+    import asrkit.vad
+
+    monkeypatch.setattr(asrkit.vad, "silero", lambda: lambda chunk: float(np.abs(chunk).max() > 0.05))
+    model = asrkit.load(bundle, device="cpu")
+    words = [tones(text, seed) for seed, text in enumerate(("abe iou", "be", "oui abe"))]
+    gap = np.full(15 * RATE, 1e-4, np.float32)
+    x = np.concatenate([gap, words[0], gap, words[1], gap, words[2], gap])
+    stretches = list(speech_of([x], RATE))
+    assert len(stretches) == 3
+    alone = [model.transcribe((stretch.samples, RATE)) for stretch in stretches]
+    model.vad = True
+    found = model.transcribe((x, RATE))
+    assert found.text == " ".join(one.text for one in alone)
+    assert len(found.text) > 6
+    expected = [(w.word, w.start + s.start / RATE) for s, one in zip(stretches, alone, strict=True) for w in one.words]
+    assert [w.word for w in found.words] == [word for word, _ in expected]
+    assert [w.start for w in found.words] == pytest.approx([start for _, start in expected], abs=2e-3)
+
+
+def test_without_silero(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    with pytest.raises(RecipeError, match=r"asrkit\[longform\]"):
+        asrkit.load(bundle, vad=True)
 
 
 MEASURE = """

@@ -74,6 +74,11 @@ def add_parser(subparsers: Any) -> None:
         help="audio in one forward pass (default: what the memory is good for); changes no text",
     )
     parser.add_argument(
+        "--vad",
+        action="store_true",
+        help="cut audio of more than 25 s where nobody speaks (asrkit[longform]) instead of into overlapping windows",
+    )
+    parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
     parser.set_defaults(run=run)
@@ -194,7 +199,7 @@ def _session(args: argparse.Namespace, formats: list[str], folder: Folder | None
     from asrkit.transcribe import load
 
     references = references_of(args.reference) if args.reference is not None else {}
-    model = load(args.model, args.device)
+    model = load(args.model, args.device, vad=args.vad)
     if args.batch_seconds is not None:
         model.batch_seconds = args.batch_seconds
     sentences = {name: sentence for name, (_, sentence) in references.items()}
