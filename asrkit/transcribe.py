@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -71,7 +71,7 @@ class Transcriber:
     def transcribe(self, source: list[Source] | list[Path] | list[str] | list[bytes]) -> list[Transcript]: ...
 
     @overload
-    def transcribe(self, source: Iterator[Source] | Iterator[Path] | Iterator[str]) -> Iterator[Transcript]: ...
+    def transcribe(self, source: Generator[Any, Any, Any]) -> Iterator[Transcript]: ...
 
     def transcribe(self, source: Any) -> Any:
         """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of
