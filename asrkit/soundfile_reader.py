@@ -19,13 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from asrkit.errors import AudioError
+from asrkit.mp3_length import claimed_mp3_frames
 
 BLOCK = 1 << 16  # frames per read
 PIECE = 1 << 8  # frames per read near a place where decoding fails
 MIN_RATE, MAX_RATE = 2_000, 768_000  # a forged rate would blow a small file up when it is resampled
 STREAMED_BYTES = 0x7FFFFF00  # what programs that write to a pipe put where the size belongs
-MPEG1_KILOBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # per second, layer III
-MPEG2_KILOBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 @dataclass
@@ -237,46 +236,13 @@ def _claimed_frames(file: Any, source: Path | BinaryIO) -> int | None:
     if file.format == "OGG" or frames >= 1 << 62:  # Ogg has no total; FLAC may leave it open
         return None
     if file.format in ("MPEG", "MP3"):
-        return _claimed_mp3_frames(frames, file.samplerate, source)
+        return claimed_mp3_frames(frames, file.samplerate, source)
     # libsndfile cuts a promise down to the size of the file, and logs what it was.
     was = re.search(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info)
     if was is None:
         return frames
     promised, found = int(was[1]), int(was[2])
     return None if promised >= STREAMED_BYTES else frames * promised // max(found, 1)
-
-
-def _claimed_mp3_frames(frames: int, rate: int, source: Path | BinaryIO) -> int | None:
-    """Frames by the Xing or VBRI header, or by the space between the first and the last good MPEG frame.
-
-    Without such a header the decoder divides the size of the file, tags included, by the first bit rate, and stops
-    there: too late with a picture in a tag, too early with a variable rate. A good MPEG frame has another after it.
-    """
-    if isinstance(source, Path):
-        data = source.read_bytes()
-    else:
-        source.seek(0)
-        data = source.read()
-    tag = 0
-    if data[:3] == b"ID3":  # the size is four times seven bits
-        tag = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    if any(mark in data[tag : tag + 256] for mark in (b"Xing", b"Info", b"VBRI")):
-        return frames
-    sync = data[tag : tag + 2]
-    if len(sync) < 2 or sync[1] & 6 != 2:  # layer III only
-        return None
-    samples, kilobits = (1152, MPEG1_KILOBITS) if sync[1] >> 3 & 3 == 3 else (576, MPEG2_KILOBITS)
-    sizes = {}
-    for match in re.finditer(re.escape(sync) + b"(.)", data[tag:], re.DOTALL):
-        code = match[1][0]
-        if 0 < code >> 4 < 15:
-            sizes[tag + match.start()] = samples // 8 * kilobits[code >> 4] * 1000 // rate + (code >> 1 & 1)
-    good = {place: size for place, size in sizes.items() if place + size in sizes}
-    if not good:
-        return None
-    final = max(good) + good[max(good)]  # nothing follows the last frame, so it is not among the good ones
-    extent = final + sizes[final] - min(good)
-    return round(extent * len(good) / sum(good.values()) * samples)
 
 
 class _Noise:
