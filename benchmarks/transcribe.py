@@ -5,9 +5,10 @@
 CLIPS is a folder of recordings (real Common Voice clips, or what `asrkit data synth` makes). The model is that of
 recipes/common_voice_es/model2.yaml with random weights, which cost as much as trained ones; both sides read files,
 resample, compute features, run the layers and decode greedily. Ways take turns; printed is the real-time factor
-(seconds of work per second of audio; below 1 is faster than real time): median, smallest, largest, and the ratio to
-asrkit's. `one by one` gives each side a file at a time (EncoderASR.transcribe_file); `in batches` is asrkit's list of
-files, and EncoderASR.transcribe_batch on files sorted by length, which SpeechBrain leaves to its user to write.
+(seconds of work per second of audio; below 1 is faster than real time): median, smallest and largest on the wall, the
+median in CPU time, which other work on the machine disturbs less, and the ratios of the medians to asrkit's.
+`one by one` gives each side a file at a time (EncoderASR.transcribe_file); `in batches` is asrkit's list of files, and
+EncoderASR.transcribe_batch on files sorted by length, which SpeechBrain leaves to its user to write.
 """
 
 from __future__ import annotations
@@ -116,18 +117,22 @@ def main() -> None:
             "asrkit, one by one": lambda: [ours.transcribe(file) for file in files],
             "EncoderASR, one by one": lambda: [peer.transcribe_file(file) for file in files],
         }
-        taken: dict[str, list[float]] = {name: [] for name in ways}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(args.repeats):
             for name, way in ways.items():
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 way()
-                taken[name].append((time.perf_counter() - start) / seconds)
+                taken[name].append(((time.perf_counter() - start) / seconds, (time.process_time() - cpu) / seconds))
     print(f"{len(files)} clips, {seconds:.0f} s of audio, {args.threads} threads, {args.repeats} repeats")
-    medians = {name: statistics.median(times) for name, times in taken.items()}
+    medians = {
+        name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in taken.items()
+    }
     for name, times in taken.items():
         base = medians["asrkit, " + name.partition(", ")[2]]
-        spread = f"[{min(times):.4f}, {max(times):.4f}]"
-        print(f"{name:24s} real-time factor {medians[name]:.4f} {spread}  {medians[name] / base:.2f} times asrkit's")
+        wall, cpu = medians[name]
+        spread = f"[{min(t for t, _ in times):.4f}, {max(t for t, _ in times):.4f}]"
+        ratios = f"wall {wall / base[0]:.2f}, CPU {cpu / base[1]:.2f} times asrkit's"
+        print(f"{name:24s} real-time factor {wall:.4f} {spread}, CPU {cpu:.4f}; {ratios}")
 
 
 if __name__ == "__main__":
