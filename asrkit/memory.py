@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from asrkit.model import CTCModel
 
 PROBE = 4.0  # seconds of noise sent through the model
-CPU_BYTES = 192 << 20  # for what the layers of one batch hold at once
+CPU_BYTES = 384 << 20  # for what the layers of one batch hold at once
 GPU_SHARE = 0.25  # of the memory that is free
 LONGEST = {"cpu": 240.0, "cuda": 3600.0}  # seconds in a batch; beyond it a batch gains nothing
 COPIES = 6.0  # of input and output: what a layer needs in between (measured: 5.7 with five GRUs of 512)
@@ -49,3 +50,18 @@ def batch_seconds(model: CTCModel) -> float:
     room = CPU_BYTES if device.type != "cuda" else int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     longest = LONGEST.get(device.type, LONGEST["cpu"])
     return min(longest, max(1.0, room / max(bytes_per_second(model), 1.0)))
+
+
+def batches(seconds: Sequence[float], limit: float) -> list[list[int]]:
+    """Places of inputs in batches of similar lengths, none with more than `limit` seconds, padding included, unless it
+    holds one input. Batches have about as many inputs each: a small one at the end would cost nearly as much."""
+    order = sorted(range(len(seconds)), key=lambda i: seconds[i])
+    greedy: list[list[int]] = []
+    for i in order:
+        if greedy and seconds[i] * (len(greedy[-1]) + 1) <= limit:
+            greedy[-1].append(i)
+        else:
+            greedy.append([i])
+    even = [order[k * len(order) // len(greedy) : (k + 1) * len(order) // len(greedy)] for k in range(len(greedy))]
+    fits = all(seconds[batch[-1]] * len(batch) <= limit for batch in even if len(batch) > 1)
+    return even if fits else greedy

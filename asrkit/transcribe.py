@@ -22,7 +22,7 @@ from asrkit.decoders import Hypothesis
 from asrkit.errors import AsrkitError, AudioError
 from asrkit.hub_models import HUB, fetch_bundle
 from asrkit.longform import Grid, decode_pieces, joined_log_probs, padded, statistics
-from asrkit.memory import batch_seconds
+from asrkit.memory import batch_seconds, batches
 from asrkit.sources import AUDIO_SUFFIXES, Input, Source, find_audio, name_of, open_input
 from asrkit.transcript import Transcript, Word
 from asrkit.vad import Speech, silero, speech_of
@@ -31,7 +31,7 @@ __all__ = ["AUDIO_SUFFIXES", "Source", "Transcriber", "Transcript", "Word", "fin
 
 TOO_SHORT = "shorter than one frame of the model"
 WINDOW, WINDOW_SECONDS = 64, 900.0  # files, and seconds of them, looked at together, so that similar ones share a batch
-LONG_SHARE = 0.25  # of `batch_seconds` for windows of long audio, whose memory is to be small and flat
+LONG_SHARE = 0.125  # of `batch_seconds` for windows of long audio, whose memory is to be small and flat
 AHEAD = 32  # files that workers decode before they are asked for
 Heard = Callable[[float], None]
 
@@ -150,26 +150,16 @@ class Transcriber:
     def _window(self, window: list[Input | Transcript], heard: Heard | None) -> Iterator[Transcript]:
         results = {index: given for index, given in enumerate(window) if isinstance(given, Transcript)}
         inputs = {index: given for index, given in enumerate(window) if isinstance(given, Input)}
-        batch: list[int] = []
-
-        def run() -> None:
-            results.update(zip(batch, self._run([inputs[index] for index in batch], heard), strict=True))
-
-        for index in sorted(inputs, key=lambda i: inputs[i].audio.seconds):
-            one = inputs[index]
-            full = one.audio.seconds * (len(batch) + 1) > self.batch_seconds
-            if batch and (full or one.long):
-                run()
-                batch = []
-            batch.append(index)
-            if one.long:
+        short = [index for index, given in inputs.items() if not given.long]
+        for batch in batches([inputs[index].audio.seconds for index in short], self.batch_seconds):
+            places = [short[place] for place in batch]
+            results.update(zip(places, self._run([inputs[index] for index in places], heard), strict=True))
+        for index, given in inputs.items():
+            if given.long:
                 try:
-                    run()
-                except AsrkitError as error:  # damage beyond its first half minute
-                    results[index] = _failed(one.name, error)
-                batch = []
-        if batch:
-            run()
+                    (results[index],) = self._run([given], heard)
+                except AsrkitError as error:  # damage beyond its beginning
+                    results[index] = _failed(given.name, error)
         yield from (results[index] for index in range(len(window)))
 
     def _run(self, inputs: list[Input], heard: Heard | None = None) -> list[Transcript]:

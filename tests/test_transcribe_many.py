@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ import asrkit
 from asrkit.cli import main
 from asrkit.cli.transcribe_inputs import StandardInput
 from asrkit.experiment import train
+from asrkit.memory import batches
 from asrkit.transcribe import Transcriber
 
 ODD = ["a b.wav", "-x.wav", "new\nline.wav", "quote\"'.wav", "ñandú 日本.wav", "%20.wav", "$(id).wav", "caf\udce9.wav"]
@@ -150,6 +152,19 @@ def test_a_generator_is_asked_as_results_are_taken(bundle: Path) -> None:
     assert next(results).status == "ok"
     assert asked < 200
     results.close()
+
+
+def test_batches_hold_what_they_may() -> None:
+    random = np.random.default_rng(0)
+    for limit in (1.0, 30.0, 82.0, 1e6):
+        seconds = list(random.uniform(0.1, 25, 64))
+        found = batches(seconds, limit)
+        assert sorted(place for batch in found for place in batch) == list(range(64))
+        for batch in found:
+            assert len(batch) == 1 or max(seconds[place] for place in batch) * len(batch) <= limit
+        for one, two in pairwise(found):  # similar lengths together
+            assert max(seconds[place] for place in one) <= min(seconds[place] for place in two)
+    assert [len(batch) for batch in batches([3.0] * 16, 41.0)] == [8, 8]
 
 
 @pytest.fixture
