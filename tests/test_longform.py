@@ -173,6 +173,21 @@ def test_joined_text_is_that_of_one_pass(model: Transcriber) -> None:
     assert found.seconds == expected.seconds == round(len(x) / RATE, 3)
 
 
+def test_joined_text_of_real_recordings(model: Transcriber, shared_data: Path) -> None:
+    """Two minutes of telephone prompts and two of Common Voice, each clip after the other."""
+    for clips in (
+        sorted((shared_data / "asterisk_core_es" / "clips").rglob("*.wav"))[:80],
+        sorted((shared_data / "cv-corpus-6.1-2020-12-11" / "es" / "clips").glob("*.mp3"))[:25],
+    ):
+        x = np.concatenate([read_audio(clip, RATE).samples for clip in clips])[: 120 * RATE]
+        assert len(x) > 100 * RATE
+        model.grid = Grid.of(model.model, hop=1e5)
+        expected = model.transcribe((x, RATE))
+        assert len(expected.text) > 200
+        model.grid = Grid.of(model.model)
+        assert model.transcribe((x, RATE)).text == expected.text
+
+
 def test_cmvn_of_windows_is_that_of_the_whole(model: Transcriber) -> None:
     """A quiet first half and a loud second one: statistics of single windows would be far off."""
     x = np.concatenate([0.01 * speech(30, 1), speech(30, 2)])
