@@ -14,6 +14,7 @@ PROBE = 4.0  # seconds of noise sent through the model
 CPU_BYTES = 384 << 20  # for what the layers of one batch hold at once
 GPU_SHARE = 0.25  # of the memory that is free
 LONGEST = {"cpu": 240.0, "cuda": 3600.0}  # seconds in a batch; beyond it a batch gains nothing
+FEW, PADDING = 4, 0.2  # inputs that share a batch whatever their lengths; share of padding otherwise
 COPIES = 6.0  # of input and output: what a layer needs in between (measured: 5.7 with five GRUs of 512)
 
 
@@ -54,14 +55,16 @@ def batch_seconds(model: CTCModel) -> float:
 
 def batches(seconds: Sequence[float], limit: float) -> list[list[int]]:
     """Places of inputs in batches of similar lengths, none with more than `limit` seconds, padding included, unless it
-    holds one input. Batches have about as many inputs each: a small one at the end would cost nearly as much."""
-    order = sorted(range(len(seconds)), key=lambda i: seconds[i])
-    greedy: list[list[int]] = []
-    for i in order:
-        if greedy and seconds[i] * (len(greedy[-1]) + 1) <= limit:
-            greedy[-1].append(i)
+    holds one input. From four inputs on, a batch takes none that would make more than a fifth of it padding."""
+    found: list[list[int]] = []
+    real = 0.0
+    for i in sorted(range(len(seconds)), key=lambda i: seconds[i]):
+        size = len(found[-1]) + 1 if found else 0
+        padded = seconds[i] * size
+        if found and padded <= limit and (size <= FEW or (1 - PADDING) * padded <= real + seconds[i]):
+            found[-1].append(i)
+            real += seconds[i]
         else:
-            greedy.append([i])
-    even = [order[k * len(order) // len(greedy) : (k + 1) * len(order) // len(greedy)] for k in range(len(greedy))]
-    fits = all(seconds[batch[-1]] * len(batch) <= limit for batch in even if len(batch) > 1)
-    return even if fits else greedy
+            found.append([i])
+            real = seconds[i]
+    return found

@@ -161,10 +161,12 @@ def test_batches_hold_what_they_may() -> None:
         found = batches(seconds, limit)
         assert sorted(place for batch in found for place in batch) == list(range(64))
         for batch in found:
-            assert len(batch) == 1 or max(seconds[place] for place in batch) * len(batch) <= limit
+            padded = max(seconds[place] for place in batch) * len(batch)
+            assert len(batch) == 1 or padded <= limit
+            assert len(batch) <= 4 or sum(seconds[place] for place in batch) >= 0.799 * padded
         for one, two in pairwise(found):  # similar lengths together
             assert max(seconds[place] for place in one) <= min(seconds[place] for place in two)
-    assert [len(batch) for batch in batches([3.0] * 16, 41.0)] == [8, 8]
+    assert [len(batch) for batch in batches([3.0] * 16, 41.0)] == [13, 3]
 
 
 @pytest.fixture
