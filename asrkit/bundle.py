@@ -29,6 +29,7 @@ from asrkit.bundle_checks import (
     read_header,
     shown,
 )
+from asrkit.card import model_card
 from asrkit.defects import defects_of, forget, warn
 from asrkit.errors import AsrkitError, RecipeError, StorageError, TrustError
 from asrkit.model import CTCModel, build_model, parameter_count
@@ -51,10 +52,9 @@ class Bundle:
     path: Path
 
 
-def save_bundle(
-    folder: Path, model: CTCModel, tokenizer: Any, recipe: dict[str, Any], facts: dict[str, Any], card: str
-) -> None:
-    """Write the bundle. `facts`: data hashes, exclusions, metrics (JSON data); `card`: the model card, Markdown."""
+def save_bundle(folder: Path, model: CTCModel, tokenizer: Any, recipe: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write the bundle and its model card. `facts`: sizes, hashes and scores of splits, exclusions, metrics (JSON
+    data)."""
     model.eval()
     model.acoustic.objective = None  # of training only
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.acoustic.state_dict().items()}
@@ -81,11 +81,22 @@ def save_bundle(
         "self_check": self_check(model),
         **facts,
     }
+    if scores := _scores_so_far(folder, config["files"]) | facts.get("scores", {}):
+        config["scores"] = scores
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         atomic_write(folder / name, data)
-    atomic_write(folder / "README.md", card)
+    atomic_write(folder / "README.md", model_card(config))
     atomic_write(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def _scores_so_far(folder: Path, files: dict[str, str]) -> dict[str, Any]:
+    """What `asrkit evaluate` has put into a bundle of the same files: a finished run that is started again keeps it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return dict(config["scores"]) if config["files"] == files else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def load_bundle(folder: str | Path, device: str = "cpu") -> Bundle:

@@ -225,6 +225,26 @@ class Checkpoints:
                 candidates.append((score, step, path))
         return next((found for _, step, path in sorted(candidates) if (found := self._usable(step, path))), None)
 
+    def choose(self, count: int, by: str = "last") -> list[Checkpoint]:
+        """The `count` newest (`by` last) or best (`by` best) ones whose hashes are right, oldest first.
+
+        Raises RecipeError (`checkpoints`) where there are not as many.
+        """
+        found = [one for step, path in self._steps() if (one := self._usable(step, path))]
+        if by == "best":
+            found = sorted((one for one in found if self._score(one.state) < math.inf), key=self._order)
+        if not 1 <= count <= len(found):
+            raise RecipeError(
+                f"--{by} {count}: {self.folder} has {len(found)} such checkpoints",
+                possible=f"1 to {len(found)}",
+                fix=f"train with training.keep_{by}={count} to keep more of them",
+                reason="checkpoints",
+            )
+        return sorted(found[:count], key=lambda one: one.step)
+
+    def _order(self, one: Checkpoint) -> tuple[float, int]:
+        return self._score(one.state), one.step
+
     def _usable(self, step: int, path: Path) -> Checkpoint | None:
         try:
             return _open(path, step, verify=True)

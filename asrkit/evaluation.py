@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -89,6 +91,19 @@ def _describe(errors: Errors) -> str:
     )
 
 
+def outputs(
+    model: CTCModel, split: Split, device: str = "cpu", progress: bool = False
+) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
+    """Rows of the split, their log-probabilities (B, T', V) and lengths (B,) on the CPU, shortest utterances first."""
+    model.eval().to(device)
+    sampler = BatchSampler(split.frames, 40_000, None, "ascending")
+    loader = DataLoader(split, batch_sampler=sampler, collate_fn=collate)
+    for batch in tqdm(loader, desc=f"evaluate {split.name}", unit="batch", disable=not progress, leave=False):
+        with torch.inference_mode():
+            log_probs, lengths = model.acoustic(batch.features.to(device), batch.lengths.to(device))
+        yield batch.rows, log_probs.cpu(), lengths.cpu()
+
+
 def evaluate(
     model: CTCModel,
     tokenizer: Any,
@@ -100,19 +115,13 @@ def evaluate(
 ) -> Evaluation:
     """Outputs of a model on a split, in batches of similar length that change no output; greedy by default."""
     decoder = decoder or GreedyDecoder()
-    model.eval().to(device)
-    sampler = BatchSampler(split.frames, 40_000, None, "ascending")
-    loader = DataLoader(split, batch_sampler=sampler, collate_fn=collate)
     hypotheses: dict[int, str] = {}
     blanks = frames = 0
-    with torch.inference_mode():
-        for batch in tqdm(loader, desc=f"evaluate {split.name}", unit="batch", disable=not progress, leave=False):
-            log_probs, lengths = model.acoustic(batch.features.to(device), batch.lengths.to(device))
-            log_probs, lengths = log_probs.cpu(), lengths.cpu()
-            blank = (log_probs.argmax(-1) == BLANK) & frame_mask(lengths, log_probs.shape[1])
-            blanks, frames = blanks + int(blank.sum()), frames + int(lengths.sum())
-            paths = [best[0].labels for best in decoder(log_probs, lengths)]
-            hypotheses.update((row, tokenizer.decode(path)) for row, path in zip(batch.rows, paths, strict=True))
+    for rows, log_probs, lengths in outputs(model, split, device, progress):
+        blank = (log_probs.argmax(-1) == BLANK) & frame_mask(lengths, log_probs.shape[1])
+        blanks, frames = blanks + int(blank.sum()), frames + int(lengths.sum())
+        paths = [best[0].labels for best in decoder(log_probs, lengths)]
+        hypotheses.update((row, tokenizer.decode(path)) for row, path in zip(rows, paths, strict=True))
     scores = score(
         (
             (utterance.id, utterance.speaker, split.texts[row], hypotheses[row])

@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader
 
 from asrkit.batching import BatchSampler, collate
 from asrkit.bundle import save_bundle
-from asrkit.card import model_card, source_rates
+from asrkit.card import FIGURES, source_rates, split_facts
 from asrkit.checkpoints import Checkpoints
 from asrkit.curves import draw_curves
+from asrkit.decoders import check_options
 from asrkit.defects import defects_of, warn
 from asrkit.errors import RecipeError, StoppedError
+from asrkit.evaluation import evaluate
 from asrkit.model import encoder_class, parameter_count
 from asrkit.preparation import Prepared, prepare
 from asrkit.runs import MetricsLog, RunFolder
@@ -58,6 +60,7 @@ def check_recipe(recipe: dict[str, Any]) -> None:
             fix="start it without torchrun",
             reason="several_processes",
         )
+    check_options(recipe["decoder"])
     training = recipe["training"]
     _check_cures(recipe)
     encoder = encoder_class(recipe["encoder"])
@@ -117,7 +120,7 @@ def train(
         try:
             brain.run()
         except StoppedError:
-            _finish(recipe, prepared, brain, folder)
+            _finish(recipe, prepared, brain, folder, scored=False)
             raise
         return _finish(recipe, prepared, brain, folder)
 
@@ -165,7 +168,8 @@ def _fit_cmvn(prepared: Prepared) -> None:
 
 def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progress: bool, say: Say) -> CTCBrain:
     log = MetricsLog(folder.path / "metrics.jsonl")
-    checkpoints = Checkpoints(folder.path / "checkpoints", key="selection")
+    kept = {key: recipe["training"][key] for key in ("keep_last", "keep_best")}
+    checkpoints = Checkpoints(folder.path / "checkpoints", key="selection", **kept)
     board: Any = _tensorboard(folder.path) if recipe["training"]["tensorboard"] else None
     drawn = time.monotonic()
 
@@ -200,8 +204,10 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder: RunFolder) -> Result:
-    """Write the bundle from the best checkpoint, and the picture."""
+def _finish(
+    recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder: RunFolder, scored: bool = True
+) -> Result:
+    """Write the bundle from the best checkpoint, with its scores on dev unless there is no time, and the picture."""
     epochs = _draw(recipe, folder.path)
     best = brain.store.best() or brain.store.latest()
     if best is not None:
@@ -212,11 +218,19 @@ def _finish(recipe: dict[str, Any], prepared: Prepared, brain: CTCBrain, folder:
         "splits": {name: split.hash for name, split in prepared.splits.items()},
         "excluded": dict(prepared.report.counts),
         "leakage": prepared.leakage.summary(),
+        "data": split_facts(prepared.splits, prepared.model.features.frame_seconds),
+        "licence": recipe["data"]["licence"],
+        "longest_seconds": recipe["data"]["max_seconds"],
         "source_rates": source_rates(prepared.splits["train"].utterances),
         "metrics": {k: v for k, v in figures.items() if k not in ("seconds", "frames_per_second", "memory_mb")},
     }
+    if scored and "dev" in prepared.splits:
+        device = str(brain.device)
+        found = evaluate(prepared.model, prepared.tokenizer, prepared.splits["dev"], device=device).figures()
+        prepared.model.cpu()
+        facts["scores"] = {"dev": {key: found[key] for key in FIGURES}}
     bundle = folder.path / "model"
-    save_bundle(bundle, prepared.model, prepared.tokenizer, recipe, facts, model_card(recipe, facts, prepared.model))
+    save_bundle(bundle, prepared.model, prepared.tokenizer, recipe, facts)
     return Result(folder.path, bundle, epochs[-1] if epochs else {}, figures)
 
 

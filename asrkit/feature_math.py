@@ -25,6 +25,8 @@ WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {  # of the phase (N,), 0 at th
 
 def check_lengths(x: Tensor, lengths: Tensor) -> None:
     """Raise `DataError` (`bad_lengths`) unless x is (B, N, ...) and lengths (B,) are integers from 0 to N."""
+    if torch.jit.is_tracing():
+        return  # the answer would become a constant of the trace
     problem = None
     if lengths.is_floating_point() or lengths.shape != x.shape[:1]:
         problem = f"lengths {tuple(lengths.shape)} of {lengths.dtype} for a batch of {tuple(x.shape)}"

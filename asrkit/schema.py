@@ -41,6 +41,7 @@ SCHEMA: dict[str, Any] = {
         "max_bad": 0.05,  # more than this share of unusable clips is an error
         "allow_shared_speakers": False,
         "sample_rate": 16000,
+        "licence": None,  # of the recordings, such as CC0-1.0: stated in the model card
         "cache": "runs/.cache",
     },
     "text": {
@@ -79,7 +80,7 @@ SCHEMA: dict[str, Any] = {
         "decode_prior": 0.0,  # and what a trained model gives is p / q to this power
         "intermediate": {"weight": 0.0, "after": None},  # losses on recurrent layers of these numbers; null: the middle
     },
-    "decoder": {"name": "greedy"},
+    "decoder": {"name": "greedy", "options": ANY},  # for evaluating and transcribing; training looks at greedy output
     "defects": [],  # names of DEFECTS
     "training": {
         "epochs": 30,
@@ -106,6 +107,8 @@ SCHEMA: dict[str, Any] = {
         "max_nonfinite": 3,  # refused batches in a row
         "checkpoint_every": 1,  # epochs
         "checkpoint_minutes": 15.0,  # and within an epoch
+        "keep_last": 2,  # checkpoints that stay: the newest ones, and the best on dev; more for `asrkit average`
+        "keep_best": 1,
         "tensorboard": True,
         "curves": True,  # draw curves.png
     },
@@ -118,9 +121,12 @@ NEUTRAL = (
     "training.early_stopping",
     "training.evaluate_every",
     "training.checkpoint_minutes",
+    "training.keep_last",
+    "training.keep_best",
     "training.tensorboard",
     "training.curves",
     "data.cache",
     "data.root",
     "data.max_bad",
+    "data.licence",
 )

@@ -49,10 +49,11 @@ class Transcriber:
 
     vad = False
 
-    def __init__(self, bundle: Bundle, decoder: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, decoder: str | Mapping[str, Any] | Decoder | None = None) -> None:
         self.bundle, self.model, self.tokenizer = bundle, bundle.model, bundle.tokenizer
-        name = decoder or bundle.config["recipe"].get("decoder", {}).get("name", "greedy")
-        self.decoder = registry.load("decoders", name)()
+        own = bundle.config["recipe"].get("decoder", "greedy")
+        inside = bundle.path if decoder is None else None
+        self.decoder = build_decoder(own if decoder is None else decoder, self.tokenizer, inside)
         self.sample_rate = self.model.features.sample_rate
         self.device = next(self.model.parameters()).device
         self.grid = Grid.of(self.model)

@@ -185,6 +185,7 @@ RULES: dict[str, Rule] = {
     "data.max_bad": SHARE,
     "data.allow_shared_speakers": FLAG,
     "data.sample_rate": whole(1),
+    "data.licence": optional(TEXT),
     "data.cache": TEXT,
     "text.rules": plugin("text"),
     "text.tokenizer": plugin("tokenizers"),
@@ -222,6 +223,7 @@ RULES: dict[str, Rule] = {
         "a list of different whole numbers from 1 such as [4, 8]", _is_places, nullable=True
     ),
     "decoder.name": plugin("decoders"),
+    "decoder.options": OPTIONS,
     "defects": Rule(f"a list of {', '.join(DEFECTS)}", _is_defects),
     "training.epochs": whole(1),
     "training.optimizer": one_of("adam", "adamw", "sgd"),
@@ -247,6 +249,8 @@ RULES: dict[str, Rule] = {
     "training.max_nonfinite": whole(1),
     "training.checkpoint_every": whole(1),
     "training.checkpoint_minutes": number(0),
+    "training.keep_last": whole(1),
+    "training.keep_best": whole(1),
     "training.tensorboard": FLAG,
     "training.curves": FLAG,
 }

@@ -134,7 +134,7 @@ WRONG = [
     ("spec_augment", "3", "spec_augment = 3; possible: a mapping"),
     ("spec_augment", "{freq_masks: 1.5}", "spec_augment.freq_masks = 1.5; possible: a whole number from 0"),
     ("spec_augment", "{fill: x}", "spec_augment.fill = 'x'; possible: a number"),
-    ("decoder.name", "nonsense", "decoder.name: unknown decoder 'nonsense'; possible: greedy"),
+    ("decoder.name", "nonsense", "decoder.name: unknown decoder 'nonsense'; possible: beam, greedy"),
     ("decoder.name", "gredy", "did you mean 'greedy'?"),
     ("encoder", "layer_nrom", "encoder: unknown encoder 'layer_nrom'; possible: "),
     ("encoder", "3", "encoder = 3"),

@@ -36,10 +36,15 @@ VERBS = {
     "train": "train a recipe (rerun the same command to go on after an interruption)",
     "evaluate": "score a trained model: WER, CER, 95 % intervals over speakers, worst utterances aligned",
     "transcribe": "turn audio files into text with a trained model",
+    "align": "find when each word and character of a known text is said, by CTC forced alignment",
+    "average": "average checkpoints of a run into a model of its own",
+    "export": "write a trained model as an ONNX file, for onnxruntime and sherpa-onnx",
     "diagnose": "say what is wrong with a training run: what was measured, why it matters, the likely fix",
     "show": "print the resolved recipe and the model with shapes for a ten-second clip",
     "study": "train all arms of a comparison: recipes x encoders x learning rates x seeds (the same command goes on)",
     "report": "a study in words, tables and pictures: report.html, report.md, cells.csv, report.json",
+    "lm": "make a language model for the beam decoder",
+    "tune-decoder": "find the weight of a language model and the word bonus on dev",
     "data": "make or inspect training data",
     "plugins": "names that recipes can use, and the packages that offer them",
     "doctor": "check this installation and this machine; says what to do about what it finds",
@@ -109,7 +114,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _build(verb: str | None) -> tuple[Parser, argparse.ArgumentParser | None]:
     """The whole parser, and the part of the verb that was typed; all other verbs are a name and a line of help."""
-    verbs = [name for name in VERBS if importlib.util.find_spec(f"asrkit.cli.{name}")]
+    verbs = [name for name in VERBS if importlib.util.find_spec(_module(name))]
     if verb is not None and verb not in verbs:
         raise RecipeError(
             f"unknown verb {verb!r}", possible=nearest(verb, verbs), fix="see `asrkit --help`", reason="unknown_verb"
@@ -124,10 +129,14 @@ def _build(verb: str | None) -> tuple[Parser, argparse.ArgumentParser | None]:
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     for name in verbs:
         if name == verb:
-            importlib.import_module(f"asrkit.cli.{name}").add_parser(subparsers)
+            importlib.import_module(_module(name)).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=VERBS[name].replace("%", "%%"))
     return parser, subparsers.choices[verb] if verb is not None else None
+
+
+def _module(verb: str) -> str:
+    return f"asrkit.cli.{verb.replace('-', '_')}"
 
 
 def _innermost(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:

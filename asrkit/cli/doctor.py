@@ -240,6 +240,7 @@ def check_extras() -> Iterator[Finding]:
     extras = {
         "PyAV": ("av", "audio", "m4a, mp4 and webm cannot be read"),
         "espeakng-loader": ("espeakng-loader", "synth", "`asrkit data synth` and the demo need it"),
+        "onnxruntime": ("onnxruntime", "export", "`asrkit export onnx` needs it"),
     }
     for check, (package, extra, without) in extras.items():
         version = installed_version(package)

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asrkit.cli.decoding_options import add_decoding_options, decoder_settings
+
 HELP = "score a trained model: WER, CER, 95 % intervals over speakers, worst utterances aligned"
 EXAMPLES = """examples:
   asrkit evaluate runs/demo/sequence_batch_norm/seed1
   asrkit evaluate runs/demo/sequence_batch_norm/seed1 --split dev --worst 20
+  asrkit evaluate runs/demo/sequence_batch_norm/seed1 --lm lm.arpa --lm-weight 0.8 --word-bonus 1
   asrkit evaluate some/model --data.root=/cv/es --text.unknown=drop"""
 
 
@@ -34,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    add_decoding_options(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
@@ -43,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     from asrkit import registry
+    from asrkit.card import add_scores
+    from asrkit.decoders import build_decoder
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
     from asrkit.runs import atomic_write
@@ -51,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
 
     for plugin in args.plugin:
         registry.load_plugin_file(plugin)
-    transcriber = load(args.folder, args.device)
+    settings = decoder_settings(args)
+    transcriber = load(args.folder, args.device, settings)
     bundle = transcriber.bundle
-    recipe = _recipe(bundle, args.overrides)
+    recipe = run_recipe(bundle, args.overrides)
+    if settings is None and any(key.startswith("decoder.") for key, _ in args.overrides):
+        settings = recipe["decoder"]
+        transcriber.decoder = build_decoder(recipe["decoder"], bundle.tokenizer)
     if not recipe["data"][args.split]:
         from asrkit.errors import DataError
 
@@ -77,15 +87,19 @@ def run(args: argparse.Namespace) -> int:
         progress=progress,
     )
     figures = result.figures() | {"excluded": dict(prepared.report.counts), "text_rules": recipe["text"]["rules"]}
+    figures["decoder"] = settings or bundle.config["recipe"].get("decoder", {"name": "greedy"})
     trained_on = bundle.config.get("splits", {}).get("train")
     figures["train_split_hash"] = trained_on
     figures["shared_sentences"] = prepared.leakage.sentences
     if folder != bundle.path:
-        path = folder / f"evaluation-{args.split}.json"
+        of = "" if bundle.path.name == "model" else f"-{bundle.path.name}"  # a run may hold averages too
+        path = folder / f"evaluation-{args.split}{of}.json"
         if warning := _other_data(path, figures):
             figures["comparable"] = False
             print(f"asrkit: warning[split_hash]: {warning}; do not compare these scores", file=sys.stderr)
         atomic_write(path, json.dumps(figures, indent=1) + "\n")
+        if not args.overrides:  # other data or other text are not what the card is about
+            add_scores(bundle.path, args.split, figures)
     if args.json:
         print_json(figures)
     else:
@@ -104,7 +118,7 @@ def _other_data(path: Path, figures: dict[str, Any]) -> str | None:
     return compare_hashes(before, figures) if isinstance(before, dict) else None
 
 
-def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
+def run_recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     """Data and text of the run where there is one, the model's own sections always."""
     import tempfile
 
@@ -115,8 +129,8 @@ def _recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     recipe = {**bundle.config["recipe"], "name": bundle.config.get("name") or "model"}
     resolved = bundle.path.parent / "resolved.yaml"
     if resolved.is_file():
-        run_recipe = load_recipe(resolved)
-        recipe |= {"data": run_recipe["data"], "text": run_recipe["text"], "training": run_recipe["training"]}
+        of_run = load_recipe(resolved)
+        recipe |= {"data": of_run["data"], "text": of_run["text"], "training": of_run["training"]}
     recipe |= {"encoder": bundle.config["encoder"]["name"], "seed": bundle.config["seed"]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"

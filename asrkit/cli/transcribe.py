@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from asrkit.cli.transcribe_outputs import Folder
     from asrkit.cli.transcribe_session import Session
 
+from asrkit.cli.decoding_options import add_decoding_options, decoder_settings
+
 HELP = "turn audio files into text with a trained model"
 EXAMPLES = """examples:
   asrkit transcribe --model runs/demo/sequence_batch_norm/seed1/model clip.mp3
@@ -81,6 +83,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
+    add_decoding_options(parser)
     parser.set_defaults(run=run)
 
 

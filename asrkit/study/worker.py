@@ -153,7 +153,7 @@ def _proof(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _scored(folder: Path, settings: dict[str, Any], name: str, finished: bool) -> dict[str, Any] | None:
     """What the best model of the run makes of a split, utterance by utterance; None where there is no model."""
-    from asrkit import registry
+    from asrkit.decoders import build_decoder
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
 
@@ -161,7 +161,7 @@ def _scored(folder: Path, settings: dict[str, Any], name: str, finished: bool) -
     if model is None:
         return None
     split = prepare(settings, (name,), tokenizer=tokenizer).splits[name]
-    decoder = registry.load("decoders", settings["decoder"]["name"])()
+    decoder = build_decoder(settings["decoder"], tokenizer)
     result = evaluate(model, tokenizer, split, decoder=decoder, device=_device(settings))
     figures = result.figures()
     kept = ("split_hash", "cer", "cer_interval", "wer", "wer_interval", "interval_by", "audio_seconds")
