@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asrkit import registry
 from asrkit.audio import SILENT_PEAK, Audio
 from asrkit.bundle import Bundle, load_bundle
-from asrkit.decoders import Hypothesis
+from asrkit.decoders import Decoder, Hypothesis, build_decoder
 from asrkit.errors import AsrkitError, AudioError
 from asrkit.hub_models import HUB, fetch_bundle
 from asrkit.longform import Grid, decode_pieces, joined_log_probs, padded, statistics
@@ -279,10 +278,16 @@ def _silence(name: str, seconds: float, peak: float) -> Transcript:
     return Transcript(name, "", seconds=round(seconds, 3), message=f"silence: it peaks {loud}")
 
 
-def load(folder: str | Path, device: str = "auto", decoder: str | None = None, vad: bool = False) -> Transcriber:
+def load(
+    folder: str | Path,
+    device: str = "auto",
+    decoder: str | Mapping[str, Any] | Decoder | None = None,
+    vad: bool = False,
+) -> Transcriber:
     """A trained model: the folder of a bundle (`.../model`) or of a run that holds one, or `hf://OWNER/NAME`.
 
-    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). decoder: a name of kind `decoders`; None: the recipe's.
+    device: cpu, cuda, cuda:1, or auto (a GPU if there is one). decoder: a name of kind `decoders`, settings
+    such as {"name": "beam", "options": {"lm": "lm.arpa"}}, or a decoder; None: the recipe's.
     vad: long audio is cut where nobody speaks (needs `asrkit[longform]`) instead of into overlapping windows.
     Runs no code from the folder. Only `hf://...` asks the Hub (asrkit.hub_models), and only for a bundle's own files.
     """

@@ -202,7 +202,7 @@ def _session(args: argparse.Namespace, formats: list[str], folder: Folder | None
     from asrkit.transcribe import load
 
     references = references_of(args.reference) if args.reference is not None else {}
-    model = load(args.model, args.device, vad=args.vad)
+    model = load(args.model, args.device, decoder_settings(args), vad=args.vad)
     if args.batch_seconds is not None:
         model.batch_seconds = args.batch_seconds
     sentences = {name: sentence for name, (_, sentence) in references.items()}
