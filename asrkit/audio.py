@@ -34,6 +34,7 @@ Source = str | Path | bytes | BinaryIO
 
 MAX_PEAK = 8.0  # full scale is 1; louder than this is a wrong format, not loud speech
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01
+SILENT_PEAK = 1e-3  # of full scale: -60 dB
 TRUNCATED_SHARE, TRUNCATED_SECONDS = 0.02, 0.1
 MIX_LOSS_DB = 20.0  # channels that cancel by more than this are in anti-phase
 LONGEST = 600.0  # seconds of a clip of the test split, which no recipe shortens: what bounds memory there
@@ -90,15 +91,15 @@ def read_audio(
     name = label(source)
     if start < 0 or (end is not None and end <= start):
         raise AudioError(f"{name}: nothing lies between start={start} s and end={end} s", reason="no_samples")
-    opened, head = _head(source, name)
+    opened, head = open_source(source, name)
     decoded = _decode(opened, head, name, start, end, max_seconds)
-    truncated = _truncation(decoded, name)
+    truncated = truncation(len(decoded.samples), decoded, name)
     if truncated is not None:
         _read_through(opened, name)
     if truncated is not None and not (keep_truncated and len(decoded.samples)):
         raise truncated
-    _check(decoded, name)
-    mono, notes = _to_mono(decoded.samples)
+    check_samples(decoded.samples, name)
+    mono, notes = to_mono(decoded.samples)
     if truncated is not None:
         notes.append("truncated")
     if np.count_nonzero(np.abs(decoded.samples) >= FULL_SCALE) > CLIPPED_SHARE * decoded.samples.size:
@@ -118,13 +119,13 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     Band-limited interpolation with a Hann-windowed sinc (torchaudio). Rates without a small common ratio are
     taken at the nearest one that has, which is off by under 0.1 %.
     """
-    ratio = _ratio(from_rate, to_rate)
+    ratio = rate_ratio(from_rate, to_rate)
     if ratio == 1:
         return samples
     import torch
 
     orig, new = ratio.denominator, ratio.numerator
-    matrix, before = _filters(orig, new)
+    matrix, before = filters(orig, new)
     taps, per_row = matrix.shape
     step = per_row // new * orig
     wanted = num_samples_after(len(samples), from_rate, to_rate)
@@ -140,11 +141,11 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 def num_samples_after(samples: int, from_rate: int, to_rate: int) -> int:
     """How many samples `resample` returns for `samples` of them."""
-    ratio = _ratio(from_rate, to_rate)
+    ratio = rate_ratio(from_rate, to_rate)
     return math.ceil(samples * ratio.numerator / ratio.denominator)
 
 
-def _ratio(from_rate: int, to_rate: int) -> Fraction:
+def rate_ratio(from_rate: int, to_rate: int) -> Fraction:
     ratio = Fraction(to_rate, from_rate)
     if max(ratio.numerator, ratio.denominator) <= MAX_RATIO:
         return ratio
@@ -154,7 +155,7 @@ def _ratio(from_rate: int, to_rate: int) -> Fraction:
 
 
 @lru_cache(maxsize=16)
-def _filters(orig: int, new: int) -> tuple[Any, int]:
+def filters(orig: int, new: int) -> tuple[Any, int]:
     """torchaudio's polyphase filters as one matrix (taps, outputs), and how many zeros go before the samples.
 
     A product with `orig` samples in and `new` out is a thin one, so several steps share a matrix: this is
@@ -172,7 +173,7 @@ def _filters(orig: int, new: int) -> tuple[Any, int]:
     return matrix, design.width
 
 
-def _head(source: Source, name: str) -> tuple[Path | BinaryIO, bytes]:
+def open_source(source: Source, name: str) -> tuple[Path | BinaryIO, bytes]:
     """Something a reader can open (a path, or a seekable stream at 0) and its first bytes."""
     if isinstance(source, (str, Path)):
         path = Path(source)
@@ -204,7 +205,7 @@ def _decode(
     opened: Path | BinaryIO, head: bytes, name: str, start: float, end: float | None, limit: float | None
 ) -> Decoded:
     """What the reader of this format makes of it."""
-    reader = _reader(head, name)
+    reader = reader_of(head, name)
     try:
         decoded: Decoded = reader.read(opened, start, end, limit)
     except OSError as error:
@@ -226,7 +227,7 @@ def _read_through(opened: Path | BinaryIO, name: str) -> None:
             raise unreadable(error, name) from error
 
 
-def _reader(head: bytes, name: str) -> Any:
+def reader_of(head: bytes, name: str) -> Any:
     """The built-in reader where it knows the format, else the first plugin that does."""
     builtin = SoundfileReader()
     if builtin.can_read(head):
@@ -256,9 +257,10 @@ def is_truncated(seconds: float, claimed: float) -> bool:
     return off > TRUNCATED_SHARE * claimed and off > TRUNCATED_SECONDS
 
 
-def _truncation(decoded: Decoded, name: str) -> AudioError | None:
-    """The error for a clip of which the decoder gives another length than its headers promise, or gives up."""
-    seconds = len(decoded.samples) / decoded.rate
+def truncation(frames: int, decoded: Decoded, name: str) -> AudioError | None:
+    """The error for a clip of which the decoder gives another number of frames than its headers promise, or gives
+    up."""
+    seconds = frames / decoded.rate
     if decoded.claimed is not None and is_truncated(seconds, decoded.claimed / decoded.rate):
         return AudioError(
             f"{name} decodes to {seconds:.2f} s, its headers say {decoded.claimed / decoded.rate:.2f} s",
@@ -274,16 +276,15 @@ def _truncation(decoded: Decoded, name: str) -> AudioError | None:
     return None
 
 
-def _check(decoded: Decoded, name: str) -> None:
-    """Raise `AudioError` if the samples of this clip cannot be used."""
-    got = len(decoded.samples)
+def check_samples(samples: np.ndarray, name: str) -> None:
+    """Raise `AudioError` if these samples (S, channels) cannot be used."""
     again = "download it again"
-    if got == 0:
+    if len(samples) == 0:
         raise AudioError(
             f"{name} holds no samples here", fix="record it again, or change start and end", reason="no_samples"
         )
     # The largest magnitude is NaN or Inf when any sample is: one pass answers both questions.
-    peak = max(float(decoded.samples.max()), -float(decoded.samples.min()))
+    peak = max(float(samples.max()), -float(samples.min()))
     if not math.isfinite(peak):
         raise AudioError(f"{name} has samples that are NaN or infinite", fix=again, reason="nonfinite")
     if peak > MAX_PEAK:
@@ -295,7 +296,7 @@ def _check(decoded: Decoded, name: str) -> None:
         )
 
 
-def _to_mono(samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def to_mono(samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Mean of the channels, or the first one where they cancel. (S, channels) -> (S,)"""
     if samples.shape[1] == 1:
         return samples[:, 0], []

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from asrkit.audio import Audio, is_truncated, read_audio
+from asrkit.audio import SILENT_PEAK, Audio, is_truncated, read_audio
 from asrkit.corpus import Utterance
 from asrkit.errors import AudioError, RecipeError, nearest
 from asrkit.features import FeatureExtractor
 from asrkit.shards import Outcome
 
-SILENT_PEAK = 1e-3  # of full scale: -60 dB
 FULL_SCALE = 32768  # of int16
 TRUNCATED = ("drop", "keep")
 TOGETHER = 30.0  # seconds: longer clips (scored ones may have ten minutes) are worked on one at a time, or memory goes

@@ -69,14 +69,20 @@ class CMVN(nn.Module):
         self.frames.fill_(count)
         return self
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, F), lengths (B,) in frames -> (B, T, F). Raises `RecipeError` if global and never fitted."""
+    def forward(self, x: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x (B, T, F), lengths (B,) in frames -> (B, T, F). Raises `RecipeError` if global and never fitted.
+
+        statistics: mean (F,) and deviation (F,) of the whole utterances of which x are windows, for the mode
+        "utterance".
+        """
         if self.mode == "none":
             return x
         check_lengths(x, lengths)
         padding = ~frame_mask(lengths.to(x.device), x.shape[1])[:, :, None]
         if self.mode == "global":
             centred, deviation = x - self._fitted_mean(), self.deviation
+        elif statistics is not None:
+            centred, deviation = x - statistics[0], statistics[1]
         else:
             x = x.masked_fill(padding, 0)
             count = lengths.to(x.device).clamp(min=1)[:, None, None]

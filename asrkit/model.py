@@ -35,8 +35,11 @@ class AcousticModel(nn.Module):
         self.head = CTCHead(encoder.output_size, num_labels, decode_prior)
         self.objective: Objective | None = None  # what the recipe adds to the CTC loss
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.cmvn(features, lengths)
+    def forward(
+        self, features: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """statistics: what CMVN takes where `features` are windows of longer utterances."""
+        features = self.cmvn(features, lengths, statistics)
         if isinstance(self.spec_augment, SpecAugment):
             features = self.spec_augment(features, lengths)
         encoded, lengths = self.encoder(features, lengths)

@@ -19,13 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from asrkit.errors import AudioError
+from asrkit.mp3_length import claimed_mp3_frames
 
 BLOCK = 1 << 16  # frames per read
 PIECE = 1 << 8  # frames per read near a place where decoding fails
 MIN_RATE, MAX_RATE = 2_000, 768_000  # a forged rate would blow a small file up when it is resampled
 STREAMED_BYTES = 0x7FFFFF00  # what programs that write to a pipe put where the size belongs
-MPEG1_KILOBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # per second, layer III
-MPEG2_KILOBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 @dataclass
@@ -77,13 +76,7 @@ class SoundfileReader:
         if good is not None and not isinstance(source, Path):
             source.seek(0)
         with _open(soundfile, source) as file:
-            rate, channels = file.samplerate, file.channels
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise AudioError(
-                    f"{label(source)} says {rate} samples per second",
-                    possible=f"{MIN_RATE} to {MAX_RATE}",
-                    reason="not_audio",
-                )
+            rate, channels = _rate(file, source), file.channels
             first = round(start * rate)
             last = None if end is None else round(end * rate)
             most = None if limit is None else round(limit * rate)
@@ -102,6 +95,53 @@ class SoundfileReader:
             if claimed is not None:
                 claimed = max(0, claimed - first) if budget is None else min(max(0, claimed - first), budget)
             return Decoded(samples, rate, claimed, problem, more)
+
+    def blocks(self, source: Path | BinaryIO, start: float = 0.0, end: float | None = None) -> Iterator[Decoded]:
+        """The same in blocks of `BLOCK` frames, for audio of any length; optional for plugins.
+
+        Only the last block, which may be empty, has `claimed` (for the whole of what was asked for) and `problem`.
+        """
+        import soundfile
+
+        with quiet_decoders():
+            opened = _open(soundfile, source)
+        with opened as file:
+            rate, channels, done, problem = _rate(file, source), file.channels, 0, None
+            first = round(start * rate)
+            budget = None if end is None else max(0, round(end * rate) - first)
+            if first:
+                try:
+                    file.seek(first)
+                except soundfile.LibsndfileError:  # beyond the end
+                    budget = 0
+            while budget is None or done < budget:
+                size = BLOCK if budget is None else min(BLOCK, budget - done)
+                try:
+                    with quiet_decoders():
+                        block = file.read(size, "float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    problem = error.error_string
+                    break
+                if not len(block):
+                    break
+                done += len(block)
+                yield Decoded(block, rate)
+            claimed = None if budget == done else _claimed_frames(file, source)
+            if claimed is not None:
+                claimed = max(0, claimed - first) if budget is None else min(max(0, claimed - first), budget)
+            yield Decoded(np.zeros((0, channels), np.float32), rate, claimed, problem)
+
+
+def _rate(file: Any, source: Path | BinaryIO) -> int:
+    """Samples per second; AudioError if nobody records so many or so few."""
+    rate = int(file.samplerate)
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(
+            f"{label(source)} says {rate} samples per second",
+            possible=f"{MIN_RATE} to {MAX_RATE}",
+            reason="not_audio",
+        )
+    return rate
 
 
 def label(source: object) -> str:
@@ -148,8 +188,10 @@ def _open(soundfile: Any, source: Path | BinaryIO) -> Any:
         def seekable(self) -> bool:
             return False
 
+    # soundfile itself stumbles over names that are not valid UTF-8.
+    named = os.fsencode(source) if isinstance(source, Path) and os.name != "nt" else source
     try:
-        return Stream(source)
+        return Stream(named)
     except (soundfile.LibsndfileError, TypeError) as error:
         why = getattr(error, "error_string", str(error))
         raise AudioError(
@@ -194,46 +236,13 @@ def _claimed_frames(file: Any, source: Path | BinaryIO) -> int | None:
     if file.format == "OGG" or frames >= 1 << 62:  # Ogg has no total; FLAC may leave it open
         return None
     if file.format in ("MPEG", "MP3"):
-        return _claimed_mp3_frames(frames, file.samplerate, source)
+        return claimed_mp3_frames(frames, file.samplerate, source)
     # libsndfile cuts a promise down to the size of the file, and logs what it was.
     was = re.search(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info)
     if was is None:
         return frames
     promised, found = int(was[1]), int(was[2])
     return None if promised >= STREAMED_BYTES else frames * promised // max(found, 1)
-
-
-def _claimed_mp3_frames(frames: int, rate: int, source: Path | BinaryIO) -> int | None:
-    """Frames by the Xing or VBRI header, or by the space between the first and the last good MPEG frame.
-
-    Without such a header the decoder divides the size of the file, tags included, by the first bit rate, and stops
-    there: too late with a picture in a tag, too early with a variable rate. A good MPEG frame has another after it.
-    """
-    if isinstance(source, Path):
-        data = source.read_bytes()
-    else:
-        source.seek(0)
-        data = source.read()
-    tag = 0
-    if data[:3] == b"ID3":  # the size is four times seven bits
-        tag = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    if any(mark in data[tag : tag + 256] for mark in (b"Xing", b"Info", b"VBRI")):
-        return frames
-    sync = data[tag : tag + 2]
-    if len(sync) < 2 or sync[1] & 6 != 2:  # layer III only
-        return None
-    samples, kilobits = (1152, MPEG1_KILOBITS) if sync[1] >> 3 & 3 == 3 else (576, MPEG2_KILOBITS)
-    sizes = {}
-    for match in re.finditer(re.escape(sync) + b"(.)", data[tag:], re.DOTALL):
-        code = match[1][0]
-        if 0 < code >> 4 < 15:
-            sizes[tag + match.start()] = samples // 8 * kilobits[code >> 4] * 1000 // rate + (code >> 1 & 1)
-    good = {place: size for place, size in sizes.items() if place + size in sizes}
-    if not good:
-        return None
-    final = max(good) + good[max(good)]  # nothing follows the last frame, so it is not among the good ones
-    extent = final + sizes[final] - min(good)
-    return round(extent * len(good) / sum(good.values()) * samples)
 
 
 class _Noise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -14,9 +15,10 @@ import soundfile
 import torch
 import torchaudio
 
-from asrkit import registry
+from asrkit import mp3_length, registry
 from asrkit.audio import Audio, Decoded, SoundfileReader, num_samples_after, read_audio, resample
 from asrkit.errors import AudioError
+from asrkit.mp3_length import claimed_mp3_frames
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hz: float = 440.0) -> np.ndarray:
@@ -110,7 +112,8 @@ def test_missing_empty_and_foreign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x20ftypM4A ", b"\x1aE\xdf\xa3\x01", b"\xff\xf1\x50\x80", b"#!AMR\n"])
-def test_formats_that_need_pyav(head: bytes) -> None:
+def test_formats_that_need_pyav(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)  # as where it is not installed
     with pytest.raises(AudioError, match=r"asrkit\[audio\]") as caught:
         read_audio(head + b"\0" * 500)
     assert caught.value.reason == "needs_pyav"
@@ -158,6 +161,24 @@ def test_real_mp3_with_pictures_and_holes(shared_data: Path) -> None:
     assert np.array_equal(read_audio(front + body).samples, whole.samples)
     assert reason(front + body[:8000] + b"\x55" * 900 + body[8900:]) == "truncated"
     assert read_audio(body[: len(body) // 2]).seconds < 0.6 * whole.seconds  # a clean cut is not to be seen here
+
+
+def test_hours_of_mp3_are_counted_in_pieces(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour without a Xing header, true to a few frames, in the memory of one piece."""
+    clip = sorted((shared_data / "cv-corpus-6.1-2020-12-11" / "es" / "clips").glob("*.mp3"))[0].read_bytes()[45:]
+    times = int(3600 * 48000 / (len(clip) / 192 * 1152)) + 1  # 64 kbit/s: frames of 192 bytes
+    expected = times * len(clip) / 192 * 1152
+    tracemalloc.start()
+    try:
+        found = claimed_mp3_frames(1, 48000, io.BytesIO(clip * times))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert peak - times * len(clip) < 8e6
+    whole = claimed_mp3_frames(1, 48000, io.BytesIO(clip))
+    monkeypatch.setattr(mp3_length, "PIECE_BYTES", 777)
+    assert claimed_mp3_frames(1, 48000, io.BytesIO(clip)) == whole
 
 
 @pytest.mark.parametrize(

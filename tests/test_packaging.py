@@ -32,7 +32,7 @@ def test_entry_points_resolve_and_declare_the_api() -> None:
             module, name = target.split(":")
             assert getattr(importlib.import_module(module), name).asrkit_api == 1, f"{group}: {target}"
             count += 1
-    assert count == 24
+    assert count == 25
 
 
 def test_version_is_written_once_more_and_agrees() -> None:

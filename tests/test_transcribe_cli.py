@@ -12,7 +12,7 @@ from toy import RATE, RECIPE, make_corpus, tones, toy_recipe
 
 from asrkit import registry
 from asrkit.cli import main
-from asrkit.cli.transcribe import _targets
+from asrkit.cli.transcribe_outputs import targets_of
 from asrkit.experiment import train
 
 PLUGIN = """
@@ -82,7 +82,7 @@ def test_targets() -> None:
     """Alone: the stem. With a twin: the suffix too. Still not alone: a number. Never the same twice."""
 
     def names(*places: str) -> list[str]:
-        return [str(target) for target in _targets([Path(place) for place in places], "txt")]
+        return [str(target) for target in targets_of([Path(place) for place in places], "txt")]
 
     assert names("x.mp3", "y.mp3", "deep/x.mp3") == ["x.txt", "y.txt", "deep/x.txt"]
     assert names("x.mp3", "x.wav") == ["x.mp3.txt", "x.wav.txt"]
@@ -103,7 +103,7 @@ def test_targets_take_linear_time() -> None:
             calls += 1
             return Path(super().with_name(name))
 
-    _targets([Counting("same.mp3") for _ in range(500)], "txt")
+    targets_of([Counting("same.mp3") for _ in range(500)], "txt")
     assert calls <= 4 * 500
 
 

@@ -1,0 +1,144 @@
+"""What can be transcribed: paths, bytes, open files, arrays; and the audio files among what a command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asrkit.audio import MAX_PEAK, Audio, read_audio, resample
+from asrkit.audio_stream import audio_blocks
+from asrkit.disk import unreadable
+from asrkit.errors import AudioError
+
+Source = str | Path | bytes | BinaryIO | tuple[np.ndarray | Tensor, int]
+AUDIO_SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au",
+    ".m4a", ".m4b", ".mp4", ".webm", ".mkv", ".mka", ".mov", ".3gp", ".aac", ".wma", ".amr",
+)  # fmt: skip
+ARRAY_RATES = (1_000, 1_000_000)  # samples per second that an array may have
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input, opened as far as one pass of the model goes: all of it in `audio`, or, with `long`, its beginning."""
+
+    name: str
+    source: Path | bytes | None  # what `blocks` reads again; None: it is all in `audio`
+    audio: Audio
+    long: bool
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All samples as blocks (S,), however many there are; each call begins anew."""
+        if self.source is None:
+            return iter([self.audio.samples])
+        return audio_blocks(self.source, self.audio.sample_rate)
+
+
+def open_input(source: Source, sample_rate: int, one_pass: int) -> Input:
+    """Decode up to `one_pass` samples. Raises AudioError and StorageError as `read_audio` does, and for arrays
+    `bad_array`, `bad_rate`."""
+    name = name_of(source)
+    if isinstance(source, tuple):
+        samples, rate = _array(source)
+        audio = Audio(resample(samples, rate, sample_rate), sample_rate, rate, 1, ())
+        return Input(name, None, audio, len(audio.samples) > one_pass)
+    again: Path | bytes
+    if isinstance(source, str | Path):
+        again = Path(source)
+    elif isinstance(source, bytes):
+        again = source
+    else:
+        try:
+            again = source.read()
+        except OSError as error:
+            raise unreadable(error, name) from error
+    audio = read_audio(again, sample_rate, max_seconds=one_pass / sample_rate)
+    return Input(name, again, audio, "cut" in audio.notes)
+
+
+def name_of(source: Source) -> str:
+    """What to call an input in its transcript."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, tuple):
+        return "array"
+    return str(getattr(source, "name", "bytes"))
+
+
+def find_audio(inputs: Sequence[str]) -> list[Path]:
+    """Files, folders (searched through, by suffix) and glob patterns -> audio files, in the order given, sorted
+    within."""
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        elif not path.exists() and any(mark in given for mark in "*?["):
+            base = Path(path.anchor) if path.is_absolute() else Path()
+            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else given
+            found += sorted(p for p in base.glob(pattern) if p.is_file())
+        else:
+            found.append(path)  # a missing file becomes a result with its status, not a silent gap
+    return found
+
+
+def _array(source: tuple[Any, ...]) -> tuple[np.ndarray, int]:
+    """(samples (S,), rate) as a caller gives them -> float32 samples, full scale 1, and a whole rate.
+
+    Raises AudioError: `bad_array`, `bad_rate`, or as for files `no_samples`, `nonfinite`, `bad_scale`.
+    """
+    possible = "finite samples (S,) with their rate: (samples, 16000)"
+    if len(source) != 2:
+        raise AudioError(f"a tuple of {len(source)}", possible=possible, reason="bad_array")
+    given, rate = source
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    samples = np.asarray(given)
+    if samples.ndim != 1 or samples.dtype.kind not in "fiu":
+        raise AudioError(f"an array of shape {samples.shape}, {samples.dtype}", possible=possible, reason="bad_array")
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:  # nobody records them, and 16-bit values get into one
+        raise AudioError(
+            f"an array of {samples.dtype}, whose full scale is anyone's guess",
+            possible="floats with full scale 1, or integers of at most 32 bits",
+            fix="say what they are, as in samples.astype('int16')",
+            reason="bad_array",
+        )
+    try:
+        whole = int(rate)
+    except (TypeError, ValueError, OverflowError):
+        whole = -1
+    if isinstance(rate, str | bytes | bool) or whole != rate or not ARRAY_RATES[0] <= whole <= ARRAY_RATES[1]:
+        raise AudioError(
+            f"an array with the rate {rate!r}",
+            possible=f"{ARRAY_RATES[0]} to {ARRAY_RATES[1]} samples per second, a whole number",
+            reason="bad_rate",
+        )
+    return _full_scale(samples), whole
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    """Samples (S,) of any type -> float32 with full scale 1; AudioError if that cannot be."""
+    if samples.size == 0:
+        raise AudioError("an array without samples", possible="at least one", reason="no_samples")
+    if samples.dtype.kind in "iu":
+        middle = 2.0 ** (8 * samples.dtype.itemsize - 1)  # unsigned samples have silence in the middle, as in WAV
+        offset = middle if samples.dtype.kind == "u" else 0.0
+        return ((samples.astype(np.float64) - offset) / middle).astype(np.float32)
+    peak = float(np.abs(samples).max())  # NaN or infinite if any sample is
+    if not np.isfinite(peak):
+        raise AudioError(f"an array of shape {samples.shape} with NaN or infinity", reason="nonfinite")
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"an array that peaks at {peak:.3g} where full scale is 1",
+            possible=f"at most {MAX_PEAK:g}",
+            fix="divide by its full scale (32768 for 16-bit values)",
+            reason="bad_scale",
+        )
+    return samples.astype(np.float32)

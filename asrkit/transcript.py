@@ -1,0 +1,44 @@
+"""What was heard: words with their times, and the transcript of one input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asrkit.errors import RecipeError, nearest
+from asrkit.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word with its start and end in seconds and its confidence, the mean posterior of its labels in [0, 1]."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard in one input. `status` is "ok", or the reason code of the error that `message` states.
+
+    `seconds` is the duration of the input; words are in the order of time. Silence is ok and has no text; the message
+    then gives its peak.
+    """
+
+    source: str
+    text: str
+    words: tuple[Word, ...] = ()
+    seconds: float = 0.0
+    status: str = "ok"
+    message: str = ""
+
+    def to(self, form: str) -> str:
+        """The transcript as `txt`, `srt`, `vtt`, `tsv`, `json`, `jsonl`, `ctm` or `TextGrid` (asrkit.formats).
+
+        Raises RecipeError (`format`) for any other.
+        """
+        write = FORMATS.get(form)
+        if write is None:
+            raise RecipeError(f"format {form!r}", possible=nearest(form, FORMATS), reason="format")
+        return write(self)
