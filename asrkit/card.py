@@ -9,13 +9,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asrkit.disk import atomic_write
-from asrkit.splits import Split
 from asrkit.subset import header
 from asrkit.survey_audio import sample
 from asrkit.utterances import Utterance
+
+if TYPE_CHECKING:  # it brings Arrow along, 26 MB that a model which only transcribes has no use for
+    from asrkit.splits import Split
 
 LOOKED_AT = 200  # clips; the same ones on any machine
 SCORES = "<!-- scores: written by asrkit -->", "<!-- end of scores -->"

@@ -377,6 +377,13 @@ def test_three_hours(bundle: Path, tmp_path: Path) -> None:
     assert found["peak"] < 600
 
 
+def test_transcribing_brings_no_arrow_along(bundle: Path) -> None:
+    """It would be 26 MB of memory for nothing."""
+    code = "import sys, asrkit; asrkit.load(sys.argv[1], device='cpu'); print('pyarrow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 MANY = """
 import json, re, sys
 import numpy as np
