@@ -20,18 +20,19 @@ from typing import IO, Any
 
 from asrkit.common_voice import CommonVoice
 from asrkit.disk import disk_full, free_bytes, storage_error, sync_folder
-from asrkit.errors import DataError, nearest
+from asrkit.errors import DataError, TrustError, nearest
 from asrkit.extraction import ClipWriter, announce, bar, clips, has_size, new_draft, on_disk
 from asrkit.manifest import Manifest
 from asrkit.selection import DataReport
 from asrkit.tables import SUFFIXES
-from asrkit.tar_stream import fingerprint, members_of
+from asrkit.tar_stream import fingerprint, members_of, readable
 from asrkit.utterances import Utterance
 
 ENDINGS = (".tar.gz", ".tgz", ".tar")
 MEMBERS = "members.tsv"
 TABLES = "tables.json"  # what must lie beside it; written before it, and no name of a table
 UNREAD = ("validated_sentences.tsv", "unvalidated_sentences.tsv")  # hundreds of MB that no reader asks for
+MAX_TABLES = 8 << 30  # bytes of all tables: those of the largest release are 3 GB, and zeros take no room in a .gz
 PART = "clips"  # audio lies here; a table in it is no table of the release
 
 
@@ -108,17 +109,16 @@ class Archive:
         need = on_disk(todo.values())
         announce(self.root.name, clips(len(todo), len(sizes) - len(todo)), need, self.folder)
         writer = ClipWriter(self.folder)
-        with bar(len(todo), "clip", "taking clips", self.progress) as shown:
+        with readable(self.root), bar(len(todo), "clip", "taking clips", self.progress) as shown:
             for name, member, data in members_of(self.root):
                 if name not in todo or data is None:
                     continue
                 times[name] -= 1
                 if times[name]:  # there is a later one
                     continue
-                content = data.read()
-                if len(content) != todo.pop(name):
+                if member.size != todo.pop(name):
                     raise DataError(f"{self.root}: {member.name} has changed", fix="run again", reason="not_archive")
-                writer.write(self.folder / name, content)
+                writer.copy(self.folder / name, data, member.size)
                 shown.update()
                 if not todo:
                     break
@@ -181,6 +181,7 @@ class Archive:
         folders: set[str] = set()
         tables: dict[str, int] = {}
         with (
+            readable(self.root),
             bar(total, "B", "reading the archive for its tables", self.progress) as shown,
             (draft / MEMBERS).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as listing,
         ):
@@ -192,8 +193,14 @@ class Archive:
                 if os.path.basename(folder) == PART:
                     folders.add(folder)
                 elif (base.lower().endswith(SUFFIXES) or base == "times.txt") and base not in UNREAD:
-                    _save(data, member, draft / name)
                     tables[name] = member.size
+                    if sum(tables.values()) > MAX_TABLES:
+                        raise TrustError(
+                            f"{self.root.name}: tables of more than {MAX_TABLES >> 30} GiB ({member.name})",
+                            fix="get the release from its source again",
+                            reason="archive_size",
+                        )
+                    _save(data, member, draft / name)
         for folder in folders:
             (draft / folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps({"files": tables, "folders": sorted(folders)})

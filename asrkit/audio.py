@@ -21,6 +21,7 @@ import numpy as np
 from asrkit import registry
 from asrkit.disk import unreadable
 from asrkit.errors import AudioError
+from asrkit.isolation import guard
 from asrkit.soundfile_reader import (
     Decoded,
     SoundfileReader,
@@ -82,11 +83,12 @@ def read_audio(
     file is (note `cut`). Channels are averaged. With `keep_truncated` what is left of a truncated clip is
     returned with that note instead of raising.
 
-    Raises `AudioError` with reason `missing`, `empty_file`, `not_audio`, `needs_pyav` (a format that needs
-    PyAV), `truncated` (decoded and promised length differ by over 2 % and over 0.1 s, or the decoder gave up),
-    `nonfinite`, `bad_scale` (peak over 8) or `no_samples`. Ogg, and MP3 without a Xing header, promise
-    nothing that a clean cut would not shorten too: `clip_durations.tsv` is what shows those. Raises `StorageError`
-    (`unreadable`) where the file is there and the disk, or a missing permission, does not let it be read.
+    Raises `AudioError` with reason `missing`, `empty_file`, `not_audio`, `codec` (one that asrkit does not decode),
+    `needs_pyav` (a format that needs PyAV), `truncated` (decoded and promised length differ by over 2 % and over 0.1 s,
+    or the decoder gave up), `nonfinite`, `bad_scale` (peak over 8), `too_large` (over 2 GiB) or `no_samples`.
+    Ogg, and MP3 without a Xing header, promise nothing that a clean cut would not shorten too: `clip_durations.tsv` is
+    what shows those. Raises `StorageError` (`unreadable`) where the file is there and the disk, or a missing
+    permission, does not let it be read.
     """
     name = label(source)
     if start < 0 or (end is not None and end <= start):
@@ -231,10 +233,10 @@ def reader_of(head: bytes, name: str) -> Any:
     """The built-in reader where it knows the format, else the first plugin that does."""
     builtin = SoundfileReader()
     if builtin.can_read(head):
-        return builtin
+        return guard("soundfile", builtin)
     for plugin, guest in registry.loadable("audio").items():
         if plugin != "soundfile" and (reader := guest()).can_read(head):
-            return reader
+            return guard(plugin, reader)
     possible = ", ".join(builtin.formats)
     if container(head) == "pyav":
         raise AudioError(

@@ -27,6 +27,7 @@ from asrkit.bundle_checks import (
     missing_plugin,
     not_a_model,
     read_header,
+    read_json,
     shown,
 )
 from asrkit.card import model_card
@@ -201,7 +202,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_CONFIG:
         raise TrustError(f"{file} is larger than 1 MiB", fix="do not use this model", reason="config_size")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file.read_bytes())
         if not isinstance(config, dict) or not isinstance(config.get("format"), int):
             raise Foreign("missing or malformed: format")
     except (ValueError, RecursionError) as error:

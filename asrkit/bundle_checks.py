@@ -57,6 +57,21 @@ _DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 Header = dict[str, tuple[str, list[int]]]
 
 
+def read_json(text: bytes) -> Any:
+    """JSON of a stranger: a key that stands twice is refused, since readers disagree about which one counts.
+
+    Raises ValueError (not JSON, not UTF-8, `Foreign`) or RecursionError.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise Foreign("a key stands twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 class Foreign(ValueError):
     """Why a config cannot be one that asrkit wrote; becomes a TrustError that names the file."""
 
@@ -208,7 +223,7 @@ def read_header(file: Path) -> Header:
             raise _no_header(file, "its length is wrong")
         text = stream.read(size)
     try:
-        header = json.loads(text)
+        header = read_json(text)
         header.pop("__metadata__", None)
         tensors = {name: _entry(name, entry) for name, entry in header.items()}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:

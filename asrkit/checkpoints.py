@@ -280,19 +280,22 @@ def _open(path: Path, step: int, *, verify: bool) -> Checkpoint:
             _read_checked(path, name, manifest)
     try:
         state = json.loads(_read_checked(path, "state.json", manifest))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Damaged(f"state.json is not JSON ({error})") from error
+    if not isinstance(state, dict):
+        raise _Damaged("state.json holds no state")
     return Checkpoint(path, step, state)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        if set(manifest["files"]) >= set(FILES) and isinstance(manifest["step"], int):
+        files = manifest["files"]
+        if isinstance(files, dict) and set(files) >= set(FILES) and isinstance(manifest["step"], int):
             return manifest
     except OSError as error:
         raise _Damaged(f"{MANIFEST}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _Damaged(f"{MANIFEST} is not what was written") from error
     raise _Damaged(f"{MANIFEST} does not name all files")
 
@@ -376,16 +379,27 @@ def optimizer_to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tenso
 
 
 def optimizer_from_tensors(tensors: Mapping[str, Tensor], structure: Any) -> dict[str, Any]:
-    """The `state_dict` that `optimizer_to_tensors` was given. Raises StorageError where a tensor is missing."""
+    """The `state_dict` that `optimizer_to_tensors` was given. Raises StorageError where a tensor is missing, and for a
+    structure that it never gives."""
+    try:
+        state = _decoded(tensors, structure)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StorageError(f"the optimizer's state is damaged ({error})", reason="damaged") from error
+    if not isinstance(state, dict):
+        raise StorageError("the optimizer's state is damaged", reason="damaged")
+    return state
+
+
+def _decoded(tensors: Mapping[str, Tensor], structure: Any) -> Any:
     if isinstance(structure, list):
-        return [optimizer_from_tensors(tensors, child) for child in structure]  # type: ignore[return-value]
+        return [_decoded(tensors, child) for child in structure]
     if not isinstance(structure, Mapping):
         return structure
-    kind, value = next(iter(structure.items()))
+    ((kind, value),) = structure.items()
     if kind == "tensor":
         if value not in tensors:
             raise StorageError(f"optimizer tensor {value!r} is missing", reason="damaged")
-        return tensors[value]  # type: ignore[return-value]
+        return tensors[value]
     if kind == "tuple":
-        return tuple(optimizer_from_tensors(tensors, child) for child in value)  # type: ignore[return-value]
-    return {key: optimizer_from_tensors(tensors, child) for key, child in value}
+        return tuple(_decoded(tensors, child) for child in value)
+    return {key: _decoded(tensors, child) for key, child in value}

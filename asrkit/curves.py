@@ -35,7 +35,7 @@ def draw_curves(epochs: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.legend(frameon=False)
     for axis in axes[-1]:
         axis.set_xlabel("updates")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a dollar sign in a name is a dollar sign
     figure.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.08, wspace=0.2, hspace=0.1)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)

@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
-from asrkit.errors import StorageError
+from asrkit.errors import InUseError, StorageError
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,6 +68,30 @@ def disk_full(path: Path, size: int) -> StorageError:
         free = "free space unknown"
     what = f"{path}: no space left: needs {size / 1e6:.1f} MB, {free}"
     return StorageError(what, fix="free some space; the same command goes on", reason="disk_full")
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold an output folder, so that no second process writes into it; nothing is left there.
+
+    The kernel frees the lock of a process that died. Raises InUseError (exit 6), StorageError for no such folder.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: as good as it gets
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                what = f"{folder} is being written to by another process"
+                raise InUseError(what, fix="wait for it, or give another folder", reason="in_use") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def unreadable(error: OSError, name: Path | str) -> StorageError:

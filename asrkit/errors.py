@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What moves a cursor, colours a terminal or turns its text around: C0, DEL, C1, line separators, directions of text.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Foreign text for a terminal: its control characters as escapes (`\\u001b`, which JSON reads too), all else as it
+    is; `keep`: control characters that may pass.
+
+    File names, transcripts and cells of tables come from strangers, and a terminal obeys what is printed.
+    """
+    return _CONTROLS.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
 
 
 class AsrkitError(Exception):
@@ -22,7 +35,7 @@ class AsrkitError(Exception):
             parts.append(f"possible: {possible.rstrip('.')}")
         if fix:
             parts.append(f"fix: {fix.rstrip('.')}")
-        super().__init__("; ".join(parts).replace("\n", " "))
+        super().__init__(printable("; ".join(parts).replace("\n", " ")))
 
 
 class RecipeError(AsrkitError):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
 from asrkit.disk import disk_full, free_bytes, remove_leftovers, storage_error, temporary_name
+from asrkit.errors import printable
 
 BLOCK = 4096  # bytes that a file takes at least, and the grain of its size on most disks
 
@@ -35,7 +39,7 @@ def announce(source: str, what: str, need: int, folder: Path, about: str = "") -
     """
     free = free_bytes(folder)
     sizes = f"needs {about}{need / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB free"
-    print(f"{source}: {what} into {folder}: {sizes}", file=sys.stderr)
+    print(printable(f"{source}: {what} into {folder}: {sizes}"), file=sys.stderr)
     if need > free:
         raise disk_full(folder, need)
 
@@ -70,17 +74,21 @@ class ClipWriter:
 
     def write(self, path: Path, data: bytes) -> None:
         """Replace one clip. Raises StorageError."""
+        self.copy(path, io.BytesIO(data), len(data))
+
+    def copy(self, path: Path, data: IO[bytes], size: int) -> None:
+        """Replace one clip with what is left in `data`, `size` bytes, a piece at a time. Raises StorageError."""
         try:
             parent = os.path.dirname(path)
             if parent not in self._made:
                 os.makedirs(parent, exist_ok=True)
                 self._made.add(parent)
             with open(self._temporary, "wb") as file:
-                file.write(data)
+                shutil.copyfileobj(data, file, 1 << 20)
             os.replace(self._temporary, path)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
             if isinstance(error, OSError):
-                raise storage_error(error, path, len(data)) from error
+                raise storage_error(error, path, size) from error
             raise

@@ -13,7 +13,7 @@ from pathlib import Path
 from asrkit.errors import DataError, nearest
 from asrkit.manifest import Manifest
 from asrkit.selection import DataReport
-from asrkit.tables import BOM
+from asrkit.tables import BOM, MAX_LINE
 from asrkit.utterances import Utterance
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".m4a", ".mp4", ".webm")
@@ -147,8 +147,12 @@ class AudioFolder:
 
 
 def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_LINE + 1)
+    if len(data) > MAX_LINE:
+        raise DataError(f"{path}: a text of more than {MAX_LINE >> 20} MiB for one clip", reason="long_line")
     try:
-        text = path.read_bytes().decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8", fix="convert the file to UTF-8", reason="not_utf8") from error
     return " ".join(unicodedata.normalize("NFC", text.removeprefix(BOM)).split())

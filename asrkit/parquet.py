@@ -229,7 +229,9 @@ def _audio(path: Path, rows: set[int]) -> Iterator[tuple[int, bytes | None]]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; those of the format have no number
+            raise
         raise DataError(
             f"{path}: no whole Parquet file ({error})", fix="download it again", reason="not_parquet"
         ) from error

@@ -305,7 +305,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         **{package: installed(package) for package in packages},
         "plugins": [f"{p.kind}:{p.name} {p.package} {p.version}" for p in list_plugins()],
-        "platform": platform.platform(),
+        "platform": "-".join((platform.system(), platform.release(), platform.machine())),  # platform() starts `uname`
         "cpus": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if cuda else None,
         "threads": torch.get_num_threads(),

@@ -18,12 +18,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from asrkit.audio_codecs import FORMATS, SUBTYPES, check_codec, refusal
 from asrkit.errors import AudioError
 from asrkit.mp3_length import claimed_mp3_frames
 
 BLOCK = 1 << 16  # frames per read
 PIECE = 1 << 8  # frames per read near a place where decoding fails
 MIN_RATE, MAX_RATE = 2_000, 768_000  # a forged rate would blow a small file up when it is resampled
+MAX_CHANNELS = 64
+MAX_VALUES = 1 << 29  # samples times channels of one read: a megabyte of flac can hold a day of silence in 8 channels
 STREAMED_BYTES = 0x7FFFFF00  # what programs that write to a pipe put where the size belongs
 
 
@@ -54,7 +57,7 @@ class SoundfileReader:
         return container(head) in self.formats
 
     def read(self, source: Path | BinaryIO, start: float, end: float | None, limit: float | None) -> Decoded:
-        """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`).
+        """Decode from `start` to `end` seconds, at most `limit` seconds. Raises `AudioError` (`not_audio`, `codec`).
 
         libsndfile keeps nothing of a read that fails. So where decoding fails, all is decoded once more from a fresh
         start, that last block in pieces: a damaged file loses no more than one of these, and a disk error that has
@@ -188,10 +191,11 @@ def _open(soundfile: Any, source: Path | BinaryIO) -> Any:
         def seekable(self) -> bool:
             return False
 
+    check_codec(source, label(source))
     # soundfile itself stumbles over names that are not valid UTF-8.
     named = os.fsencode(source) if isinstance(source, Path) and os.name != "nt" else source
     try:
-        return Stream(named)
+        file = Stream(named)
     except (soundfile.LibsndfileError, TypeError) as error:
         why = getattr(error, "error_string", str(error))
         raise AudioError(
@@ -199,6 +203,10 @@ def _open(soundfile: Any, source: Path | BinaryIO) -> Any:
             fix="download it again",
             reason="not_audio",
         ) from error
+    if file.format in FORMATS and file.subtype in SUBTYPES and file.channels <= MAX_CHANNELS:
+        return file
+    file.close()
+    raise refusal(label(source), f"{file.format} with {file.subtype} in {file.channels} channels")
 
 
 def _goes_on(soundfile: Any, file: Any) -> bool:
@@ -227,6 +235,13 @@ def _read_blocks(
             break
         blocks.append(block)
         done += len(block)
+        if done * channels > MAX_VALUES:
+            name = os.fsdecode(file.name) if isinstance(file.name, bytes) else label(file.name)
+            raise AudioError(
+                f"{name} decodes to over {MAX_VALUES * 4 >> 30} GiB of samples",
+                fix="cut it into parts, or take stretches of it with start and end",
+                reason="too_large",
+            )
     return np.concatenate(blocks) if blocks else np.zeros((0, channels), np.float32), problem
 
 

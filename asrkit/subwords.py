@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
-from asrkit.errors import DataError, RecipeError, StorageError, nearest
+from asrkit.errors import DataError, RecipeError, StorageError, TrustError, nearest, printable
 from asrkit.tokenizers import BLANK, SPACE_MARK, Tokenizer, name_symbols
 
 
@@ -22,17 +22,24 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         self.model = bytes(model)
+        _refuse_rewriting(self.model)
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
-            pieces = self._processor.get_piece_size() if self.model else 0
-        except RuntimeError as error:
+            p = self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+            pieces = [p.id_to_piece(i) for i in range(p.get_piece_size() if self.model else 0)]
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise StorageError(f"not a SentencePiece model ({error})", reason="tokenizer_file") from error
-        p = self._processor
         if not pieces:
             raise StorageError("not a SentencePiece model: it has no pieces", reason="tokenizer_file")
-        self._pieces = [i for i in range(pieces) if not (p.is_unknown(i) or p.is_control(i) or p.is_unused(i))]
+        self._pieces = [i for i in range(len(pieces)) if not (p.is_unknown(i) or p.is_control(i) or p.is_unused(i))]
         self._labels = {piece: label for label, piece in enumerate(self._pieces, start=1)}
-        self.labels = [BLANK, *(p.id_to_piece(i) for i in self._pieces)]
+        self.labels = [BLANK, *(pieces[i] for i in self._pieces)]
+        odd = [pieces[i] for i in self._pieces if p.is_byte(i) or printable(pieces[i]) != pieces[i]]
+        if odd:
+            raise TrustError(
+                f"the SentencePiece model has pieces of bytes or control characters: {odd[0]!r}",
+                fix="train it without byte_fallback, on normalized texts",
+                reason="tokenizer_model",
+            )
 
     @classmethod
     def fit(cls, texts: Iterable[str], size: int, model_type: str = "unigram") -> Self:
@@ -80,6 +87,55 @@ class SentencePieceTokenizer(Tokenizer):
     @classmethod
     def _from_bytes(cls, content: bytes) -> Self:
         return cls(content)
+
+
+NORMALIZERS = (3, 5)  # fields of ModelProto: how texts are changed before encoding, and after decoding
+CHARACTER_MAP, RULES = 2, 6  # fields of NormalizerSpec
+
+
+def _refuse_rewriting(model: bytes) -> None:
+    """Raise TrustError for a model with character maps or rules of its own.
+
+    Text rules are asrkit's (`asrkit.text`). Such a map is a binary table that the library walks with few checks, and
+    one for decoding would put any text, control characters too, in place of what was recognized.
+    """
+    for field, spec in _fields(model):
+        if field in NORMALIZERS and isinstance(spec, bytes):
+            maps = [part for part, value in _fields(spec) if part in (CHARACTER_MAP, RULES) and value]
+            if maps:
+                raise TrustError(
+                    "the SentencePiece model has a character map of its own",
+                    possible="models trained with normalization_rule_name=identity, as asrkit does",
+                    fix="train the tokenizer with asrkit, and choose the text rules in the recipe",
+                    reason="tokenizer_model",
+                )
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of the fields of a protocol buffers message, in order. Raises StorageError for what is none."""
+    at, end = 0, len(message)
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while at < end and shift < 64:
+            byte = message[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+        raise StorageError("not a SentencePiece model (damaged)", reason="tokenizer_file")
+
+    while at < end:
+        key = number()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, number()
+            continue
+        size = number() if kind == 2 else {1: 8, 5: 4}.get(kind, end + 1)
+        if at + size > end:
+            raise StorageError("not a SentencePiece model (damaged)", reason="tokenizer_file")
+        at += size
+        yield key >> 3, message[at - size : at]
 
 
 def _train_sentencepiece(lines: list[str], size: int, model_type: str) -> bytes:

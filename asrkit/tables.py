@@ -18,6 +18,7 @@ from asrkit.errors import DataError, StorageError, TrustError, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 BOM = "\ufeff"
+MAX_LINE = 1 << 20  # bytes: a line is read as a whole, and a file without line ends is one line
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ def read_rows(path: Path, required: Sequence[str] = (), skipped: list[int] | Non
     UTF-8 with or without BOM, LF or CRLF. tsv is read without quoting, since that is how Common Voice writes it; only
     a cell that a csv writer has wrapped (quotes around it, all quotes inside doubled) is unwrapped. Empty lines at the
     end are accepted. Raises DataError naming file and line: `not_utf8`, `bad_row` (number of cells, NUL, unbalanced
-    quote in a csv, not JSON), `missing_column`, `duplicate_column`, `missing_table`.
+    quote in a csv, not JSON), `long_line` (over 1 MiB), `missing_column`, `duplicate_column`, `missing_table`.
 
     skipped: a list that gets the numbers of lines that are no row, which are then passed over; for tables that nothing
     depends on.
@@ -138,7 +139,13 @@ def _lines(path: Path, skipped: list[int] | None = None) -> Iterator[tuple[int, 
     empty_since = 0
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+                if len(raw) > MAX_LINE:
+                    raise DataError(
+                        f"{path.name}:{number}: a line of more than {MAX_LINE >> 20} MiB",
+                        fix="give a table of rows; a sentence is a few hundred bytes",
+                        reason="long_line",
+                    )
                 try:
                     text = _line(path, number, raw)
                     if text and empty_since and skipped is None:

@@ -22,6 +22,14 @@ MEBIBYTE = 1 << 20
 GZIP = b"\x1f\x8b"
 HEADER_ERROR: type[Exception] = tarfile.HeaderError
 PASSED_ON: type[Exception] = tarfile.SubsequentHeaderError  # type: ignore[attr-defined]
+MAX_EXTENSION = 1 << 16  # bytes of a header that carries a long name; tarfile would take gigabytes of them into memory
+EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 STRANGE = re.compile(r"[\x00-\x1f\x7f\\]")  # control characters, and what is a separator elsewhere
 
 
@@ -48,7 +56,7 @@ def members_of(
     whole: read on after the last member, so that a cut or changed archive is found out by its checksum, and that
     nothing but zeros follows its end.
     """
-    with archive.open("rb") as raw, _readable(archive):
+    with archive.open("rb") as raw, _disk(archive), readable(archive):
         stream: Any = Gunzip(raw) if raw.peek(2)[:2] == GZIP else raw
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header if stream is raw else _ChecksummedHeader) as tar:
             kept: Any = tar
@@ -81,6 +89,17 @@ class _ChecksummedHeader(tarfile.TarInfo):
             if type(error).__name__ in cls.refused:
                 raise PASSED_ON(str(error)) from error
             raise
+
+    def _proc_member(self, tarfile: tarfile.TarFile) -> Any:
+        """What `tarfile` makes of a header by its type; names that no file can have are not read."""
+        if self.type in EXTENSIONS and self.size > MAX_EXTENSION:
+            raise TrustError(
+                f"the archive has a header of {self.size} bytes for the name of one member",
+                possible=f"at most {MAX_EXTENSION}",
+                fix="get the release from its source again, and do not unpack this one",
+                reason="archive_member",
+            )
+        return super()._proc_member(tarfile)  # type: ignore[misc]
 
 
 class _Header(_ChecksummedHeader):
@@ -147,7 +166,8 @@ class Gunzip:
 
 
 @contextmanager
-def _readable(archive: Path) -> Iterator[None]:
+def readable(archive: Path) -> Iterator[None]:
+    """Errors of reading as DataError (`not_archive`); also for whoever reads a member, where damage may show."""
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -157,6 +177,12 @@ def _readable(archive: Path) -> Iterator[None]:
             fix="let the download finish, or download it again",
             reason="not_archive",
         ) from error
+
+
+@contextmanager
+def _disk(archive: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise storage_error(error, archive) from error
 

@@ -19,6 +19,7 @@ from asrkit.schema import DEFECTS
 
 _MISSING = object()
 ORDERS = ("bucketed", "ascending", "random", "file")  # as asrkit.batching, which imports torch
+_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
+    """The name of one folder, which stays below `runs/` whatever a recipe calls itself."""
+    if isinstance(value, str):
+        return bool(value.strip()) and not value.startswith(".") and len(value) <= 100 and not _NO_NAME.search(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
@@ -164,7 +168,7 @@ DECIBELS = Rule("two numbers [low, high] from -100 to 100", _is_decibels)
 
 # Every key of asrkit.schema.SCHEMA; tests/test_validation.py counts them.
 RULES: dict[str, Rule] = {
-    "name": Rule("a text", _is_name, nullable=True),
+    "name": Rule("a name of a folder: no slashes, no dot at its beginning", _is_name, nullable=True),
     "encoder": plugin("encoders"),
     "seed": whole(0, 2**63 - 1),
     "layers": Rule("a list such as [norm, {bigru: 512}, {dropout: 0.2}]", lambda value: isinstance(value, list)),

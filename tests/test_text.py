@@ -230,7 +230,12 @@ def test_sentencepiece_control_pieces_get_no_label() -> None:
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=35, character_coverage=1.0, minloglevel=2
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        vocab_size=35,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        minloglevel=2,
     )  # the library's own layout: <unk> <s> </s> first
     tokenizer = SentencePieceTokenizer(model.getvalue())
     assert tokenizer.size == 33

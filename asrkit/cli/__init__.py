@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import asrkit
 from asrkit.cli.common import (
     Parser,
+    careful_terminal,
     default_environment,
     encode_any_name,
     known_options,
@@ -27,7 +28,7 @@ from asrkit.cli.common import (
     split_overrides,
     take_overrides,
 )
-from asrkit.errors import AsrkitError, RecipeError, nearest
+from asrkit.errors import AsrkitError, RecipeError, nearest, printable
 
 __all__ = ["VERBS", "main"]
 
@@ -109,7 +110,8 @@ def _dispatch(words: list[str]) -> int:
     if unknown:
         raise _unknown_argument(unknown[0], verb_parser)
     args.overrides = overrides
-    return int(args.run(args))
+    with careful_terminal():
+        return int(args.run(args))
 
 
 def _build(verb: str | None) -> tuple[Parser, argparse.ArgumentParser | None]:
@@ -176,5 +178,5 @@ def _unexpected(error: Exception) -> str:
 def _report(line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     return code

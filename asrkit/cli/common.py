@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -14,10 +15,10 @@ import shlex
 import sys
 import textwrap
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from asrkit.errors import RecipeError
+from asrkit.errors import RecipeError, printable
 
 
 class _Help(argparse.HelpFormatter):
@@ -128,6 +129,38 @@ def encode_any_name() -> None:
     if reconfigure is not None:
         utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+class _Careful:
+    """A stream to a terminal that shows control characters instead of obeying them."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text; line ends and tabs are the only controls that pass."""
+        return int(self._stream.write(printable(text, keep="\n\t")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def careful_terminal() -> Iterator[None]:
+    """What a verb prints may hold file names and texts of strangers; on a terminal these are only shown.
+
+    Into a pipe or a file everything goes as it is. Standard error is left to progress bars: what is printed there is
+    made `printable` where it is printed.
+    """
+    stream = sys.stdout
+    if stream is None or not stream.isatty():
+        yield
+        return
+    sys.stdout = _Careful(stream)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout = stream
 
 
 def quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,11 @@ def add_parser(subparsers: Any) -> None:
         help="a table with path and sentence: show each beside the text; without INPUT, its clips are the input",
     )
     parser.add_argument("--first", type=int, metavar="N", help="only the first N inputs")
+    parser.add_argument(
+        "--isolate",
+        action="store_true",
+        help="decode audio in a child process without rights: for files of strangers",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
     parser.add_argument(
         "--jobs", type=int, default=2, metavar="N", help="threads that decode audio beside the model (default 2)"
@@ -89,6 +95,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Transcribe everything; one bad file stops nothing and makes the exit code 3."""
+    from asrkit.isolation import isolated
+
+    with isolated() if args.isolate else contextlib.nullcontext():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from asrkit.cli.common import quiet_libraries
 
     quiet_libraries()
@@ -171,16 +184,19 @@ def _clips_of(args: argparse.Namespace) -> list[Clip]:
 def _transcribe(args: argparse.Namespace, formats: list[str], clips: list[Clip]) -> int:
     """All inputs are known."""
     from asrkit.cli.transcribe_outputs import Folder
+    from asrkit.disk import folder_lock
 
-    folder = None
-    if args.output_dir is not None:
-        folder = Folder(args.output_dir, [clip.place for clip in clips], formats)
-    session = _session(args, formats, folder, len(clips))
-    todo = list(range(len(clips))) if folder is None else _todo(args, clips, folder, session)
-    results = session.model.stream([clips[index].path for index in todo], min(args.jobs, len(todo)), session.heard)
-    for index, result in zip(todo, results, strict=True):
-        session.add(index, dataclasses.replace(result, source=clips[index].name), clips[index].path)
-    return DataError.exit_code if session.close() else 0
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if args.output_dir is not None:
+            folder = Folder(args.output_dir, [clip.place for clip in clips], formats)
+            stack.enter_context(folder_lock(args.output_dir))
+        session = _session(args, formats, folder, len(clips))
+        todo = list(range(len(clips))) if folder is None else _todo(args, clips, folder, session)
+        results = session.model.stream([clips[index].path for index in todo], min(args.jobs, len(todo)), session.heard)
+        for index, result in zip(todo, results, strict=True):
+            session.add(index, dataclasses.replace(result, source=clips[index].name), clips[index].path)
+        return DataError.exit_code if session.close() else 0
 
 
 def _transcribe_lines(args: argparse.Namespace, formats: list[str], groups: Iterator[list[Path]]) -> int:

@@ -65,6 +65,10 @@ class Folder:
         self.files = {form: [folder / target for target in targets_of(places, form)] for form in self.formats}
         self.lines = folder / JSON_LINES if "jsonl" in formats else None
         make_folder(folder)
+        from asrkit.disk import remove_leftovers
+
+        for place in {folder, *(file.parent for files in self.files.values() for file in files)}:
+            remove_leftovers(place)  # of runs that were killed while they wrote
 
     def existing(self, index: int) -> bool:
         """Whether the files of an input are all there; they are written whole or not at all."""
@@ -122,10 +126,10 @@ def make_folder(folder: Path) -> None:
 
 def write_file(target: Path, text: str) -> None:
     """Write and rename, so that a file is whole or not there. Raises StorageError."""
-    from asrkit.disk import storage_error
+    from asrkit.disk import storage_error, temporary_name
 
     make_folder(target.parent)
-    temporary = target.with_name(f".{os.getpid()}.tmp")
+    temporary = target.with_name(temporary_name("output"))
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         os.replace(temporary, target)

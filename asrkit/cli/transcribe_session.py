@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from asrkit.cli.common import one_line
+from asrkit.errors import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ class Session:
         self.count += 1
         if result.status != "ok":
             self.bad[result.status] += 1
-            line = one_line(f"asrkit: {result.status}: {result.source}: {result.message}")
+            line = printable(one_line(f"asrkit: {result.status}: {result.source}: {result.message}"))
             self.bar.write(_printable(line), file=sys.stderr)
         if self.folder is not None:
             self.folder.write(index, result)

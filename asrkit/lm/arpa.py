@@ -137,6 +137,7 @@ def _header(lines: Iterator[tuple[int, str]], path: Path) -> tuple[int, ...]:
             left.split() != ["ngram", str(len(counts) + 1)]
             or not right.strip().isascii()
             or not right.strip().isdigit()
+            or len(right.strip()) > 18
         ):
             raise _wrong(path, number, f"{_shown(line)} instead of 'ngram {len(counts) + 1}=NUMBER' or \\1-grams:")
         counts.append(int(right))

@@ -91,7 +91,22 @@ def collect(folder: str | Path) -> StudyResult:
         raise StorageError(f"{path} is damaged ({error})", fix=fix, reason="damaged") from error
     if not isinstance(study, dict) or study.get("format") != cells.FORMAT or not isinstance(study.get("cells"), list):
         raise StorageError(f"{path} is no study of this asrkit", reason="format")
+    if not _is_whole(study):
+        raise StorageError(f"{path} is damaged", fix="run `asrkit study` again: it writes it anew", reason="damaged")
     return StudyResult(folder, study, [_cell(folder, row) for row in study["cells"]])
+
+
+def _is_whole(study: dict[str, Any]) -> bool:
+    """Whether cells and arms have what is read of them, and lie below the study's own folder."""
+    arms = study.get("arms", [])
+    if not isinstance(arms, list) or not all(isinstance(entry, dict) for entry in [*study["cells"], *arms]):
+        return False
+    texts = [cell.get(key) for cell in study["cells"] for key in ("id", "path", "arm")]
+    texts += [arm.get(key) for arm in arms for key in ("arm", "context")]
+    paths = [Path(str(cell.get("path"))) for cell in study["cells"]]
+    inside = not any(path.is_absolute() or ".." in path.parts for path in paths)
+    seeds = all(isinstance(cell.get("seed"), int) for cell in study["cells"])
+    return inside and seeds and all(isinstance(text, str) and "\0" not in text for text in texts)
 
 
 def _cell(folder: Path, row: dict[str, Any]) -> CellResult:

@@ -84,7 +84,7 @@ def svg(
     options: Any = dict.fromkeys(inks, INK) | {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "axes.spines.top": False,
         "axes.spines.right": False, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.grid": True,
-        "grid.alpha": 0.2, "axes.axisbelow": True, "axes.edgecolor": INK,
+        "grid.alpha": 0.2, "axes.axisbelow": True, "axes.edgecolor": INK, "text.parse_math": False,
     }  # fmt: skip
     buffer = io.StringIO()
     with matplotlib.rc_context(options), warnings.catch_warnings():
