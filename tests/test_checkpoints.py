@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from asrkit.checkpoints import FILES, MANIFEST, Checkpoints, optimizer_from_tens
 from asrkit.errors import InUseError, NumericError, RecipeError, StorageError
 from asrkit.recipe import load_recipe
 from asrkit.runs import MetricsLog, RunFolder, atomic_write, environment
+from asrkit.testing.faults import count_calls, die_nth, in_child
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +182,7 @@ def test_files_are_synced_before_the_manifest_and_the_rename(tmp_path: Path, mon
 # --- S01: kill -9
 
 
-def _save_for_ever(folder: str, acknowledged: Any, size: int) -> None:
+def _save_for_ever(folder: Path, acknowledged: Any, size: int) -> None:
     torch.set_num_threads(1)
     checkpoints = Checkpoints(folder, keep_last=1, keep_best=1)
     for step in range(1, 10**6):
@@ -188,15 +190,40 @@ def _save_for_ever(folder: str, acknowledged: Any, size: int) -> None:
         acknowledged.value = step
 
 
+def _resumes(folder: Path, acknowledged: int) -> bool:
+    """What was acknowledged is still there, nothing half-made is, and the run goes on. Whether the save was cut off."""
+    interrupted = any(folder.glob(".tmp-*"))
+    step = latest_step(folder)
+    assert step is not None
+    assert acknowledged <= step <= acknowledged + 1
+    assert not list(folder.glob(".*"))  # neither leftovers nor anything broken
+    save(Checkpoints(folder, keep_last=1), step + 1)
+    assert latest_step(folder) == step + 1
+    return interrupted
+
+
 @pytest.mark.fault
 def test_s01_kill_during_save_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL at every call of a save with half of a write done, and from outside at random moments."""
     context = multiprocessing.get_context("fork")
-    rng = random.Random(1)
+    with count_calls() as calls:  # of the third save: one that also removes an old checkpoint
+        checkpoints = Checkpoints(tmp_path / "count", keep_last=1, keep_best=1)
+        for step in (1, 2):
+            save(checkpoints, step, 1 / step)
+        before = calls.count
+        save(checkpoints, 3, 1 / 3)
     interrupted = 0
-    for trial in range(8):
-        acknowledged = context.Value("l", 0)
-        folder = tmp_path / str(trial)
-        process = context.Process(target=_save_for_ever, args=(str(folder), acknowledged, 20_000))
+    for n in range(before + 1, calls.count + 1):
+        acknowledged, folder = context.Value("l", 0), tmp_path / f"call{n}"
+        with die_nth(n):
+            assert in_child(partial(_save_for_ever, folder, acknowledged, 10)) == -signal.SIGKILL
+        assert acknowledged.value == 2
+        interrupted += _resumes(folder, 2)
+    assert interrupted >= 15, "the kills missed the save: this tests nothing"
+    rng = random.Random(1)
+    for trial in range(4):
+        acknowledged, folder = context.Value("l", 0), tmp_path / f"random{trial}"
+        process = context.Process(target=_save_for_ever, args=(folder, acknowledged, 20_000))
         process.start()
         while acknowledged.value < 2:
             time.sleep(0.005)
@@ -204,14 +231,7 @@ def test_s01_kill_during_save_loses_nothing(tmp_path: Path) -> None:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        interrupted += any(folder.glob(".tmp-*"))
-        step = latest_step(folder)
-        assert step is not None
-        assert acknowledged.value <= step <= acknowledged.value + 1
-        assert not list(folder.glob(".*"))  # neither leftovers nor anything broken
-        save(Checkpoints(folder, keep_last=1), step + 1)  # and the run goes on
-        assert latest_step(folder) == step + 1
-    assert interrupted, "no kill hit a save: this tests nothing"
+        _resumes(folder, acknowledged.value)
 
 
 # --- S02, S03: the N-th call fails, or the process dies there
