@@ -3,8 +3,8 @@
 A worker that dies (killed, a segmentation fault in a decoder, longer over one clip than the timeout) was at the first
 clip that has not arrived, so the clip has a name. It is tried once more by a new worker: what killed the old one may
 have come from outside. A clip that fails again is left out of this and of all later epochs, in which nothing else
-changes its place. Workers are forked per epoch and send plain bytes: no pickle, no handler of SIGCHLD that raises in the
-midst of a training step (as torch's DataLoader has it), and a worker whose trainer is gone ends with its next clip.
+changes its place. Workers are forked per epoch and send plain bytes: no pickle, no handler of SIGCHLD that raises in
+the midst of a training step (as torch's DataLoader has it), and a worker whose trainer is gone ends with its next clip.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Loading:
         slot, why = index % self.workers, ""
         for _ in range(2):
             if slot not in pool:
-                rows = batches[index][place:] + sum(batches[index + self.workers :: self.workers], [])
+                rows = list(batches[index][place:])
+                for later in batches[index + self.workers :: self.workers]:
+                    rows += later
                 left = [r for r in rows if self.split.utterances[r].id not in self.quarantined]
                 pool[slot] = _Worker(self.split, left, self.timeout, [worker.connection for worker in pool.values()])
             try:
@@ -160,7 +162,7 @@ class _Worker:
 
 
 def _read(split: Split, rows: list[int], timeout: float, connection: Connection) -> None:
-    """What a worker does. A clip that takes too long ends the process, even inside a decoder: nobody catches SIGALRM."""
+    """What a worker does. A clip that takes too long ends it, even inside a decoder: nobody catches SIGALRM."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # meant for the trainer, which ends its workers
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
