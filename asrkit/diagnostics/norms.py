@@ -44,6 +44,7 @@ def mismatches(probe: Probe, model: nn.Module) -> dict[str, float]:
     Mean over features of |mean in evaluation - mean in training|; the batch is small, so a few tenths are nothing.
     """
     norms = {n: m for n, m in model.named_modules() if is_norm(m) and any(True for _ in m.buffers())}
+    norms = {n: m for n, m in norms.items() if not any(other.startswith(f"{n}.") for other in norms)}  # no slots
     if not norms:
         return {}
     with untouched(model), torch.no_grad(), outputs_of(norms) as kept:
