@@ -263,9 +263,9 @@ class CTCBrain(sb.Brain):
     def _attempt(self, batch: Batch) -> None:
         """Forward and backward without an update."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self.training_ctx:
-            outputs = self.compute_forward(batch, Stage.TRAIN)
-        self.compute_objectives(outputs, batch, Stage.TRAIN).sum().backward()
+        with self.training_ctx, listening(self.model.acoustic.objective) as inner:
+            log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
+        self._losses(batch, log_probs, lengths, inner)[0].sum().backward()
 
     def _fit_batch(self, batch: Batch) -> Tensor:
         if not torch.isfinite(batch.features).all():
@@ -275,11 +275,7 @@ class CTCBrain(sb.Brain):
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
         if (record := self.monitor.first_batch(batch, log_probs, lengths, self.position.update)) is not None:
             self.log.append(record)
-        if objective is None:
-            total = nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
-        else:
-            targets = batch.targets.to(log_probs.device)
-            total, nll = objective(self.loss, log_probs, lengths, inner, targets, batch.target_lengths, batch.ids)
+        total, nll = self._losses(batch, log_probs, lengths, inner)
         if not torch.isfinite(total).all():
             return self._refuse(batch, "loss")
         loss = total.sum() / self.group_labels
@@ -293,6 +289,15 @@ class CTCBrain(sb.Brain):
             self.meter.objective += float(total.detach().sum())
         self.meter.add_outputs(log_probs, lengths, [self.train_split.texts[row] for row in batch.rows], self.tokenizer)
         return loss.detach()
+
+    def _losses(self, batch: Batch, log_probs: Tensor, lengths: Tensor, inner: Any) -> tuple[Tensor, Tensor]:
+        """What is minimized (B,), and the negative log-likelihood (B,) in it."""
+        objective = self.model.acoustic.objective
+        if objective is None:
+            nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
+            return nll, nll
+        targets = batch.targets.to(log_probs.device)
+        return objective(self.loss, log_probs, lengths, inner, targets, batch.target_lengths, batch.ids)
 
     def _start_group(self) -> None:
         """Remember what a refusal must put back."""

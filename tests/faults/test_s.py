@@ -5,6 +5,8 @@ Each test asserts how it ended (exit and reason code), what is on disk afterward
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import errno
 import faulthandler
 import json
@@ -441,14 +443,15 @@ def test_s08_a_second_training_is_refused(trial: Trial) -> None:
 
 
 def _prepare_once(patch: pytest.MonkeyPatch) -> None:
-    """Features are read and the model is built in this process; forked ones train their own copy of it."""
+    """Features are read and the model is built once; every run trains its own copy of it."""
     real, known = experiment.prepare, {}
 
     def prepare(recipe: dict[str, Any], **options: Any) -> Any:
         key = json.dumps(recipe, sort_keys=True, default=str)
         if key not in known:
             known[key] = real(recipe, **options)
-        return known[key]
+        known[key].splits["train"].set_epoch(0)  # where it stands before training
+        return dataclasses.replace(known[key], model=copy.deepcopy(known[key].model))
 
     patch.setattr(experiment, "prepare", prepare)
 
@@ -458,6 +461,8 @@ KILLS = [(encoder, ()) for encoder in ENCODERS] + [
                              "--augment.speed=[0.9,1.0,1.1]", "--augment.noise.share=0.5")),
     ("frame_batch_norm", ("--training.accumulation=2", "--norm.batch=micro", "--training.workers=2")),
     ("layer_norm", ("--training.accumulation=4", "--training.optimizer=sgd")),
+    ("none", ("--ctc.label_prior=0.5", "--ctc.intermediate.weight=0.3", "--training.accumulation=2",
+              "--layers=[{linear: 16}, {bigru: 8}, {dropout: 0.1}, {bigru: 8}]")),
 ]  # fmt: skip
 
 
@@ -470,7 +475,7 @@ def test_s09_killed_after_every_step(
     _prepare_once(monkeypatch)
     command = (f"--encoder={encoder}", "--training.batch_size=2", "--training.checkpoint_minutes=0", *options)
     monkeypatch.setattr(Checkpoints, "save", _keeping(Checkpoints.save, trial.folder / "kept"))
-    assert trial.child(*command, output="whole").code == 0
+    assert trial.train(*command, output="whole").code == 0
     whole = {path.name: path.read_bytes() for path in (trial.folder / "kept").iterdir()}
     last = max(int(name) for name in whole)
     assert last == len(whole) >= 4

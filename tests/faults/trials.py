@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -60,6 +61,7 @@ class Trial:
 
     def child(self, *options: str, output: str = "run") -> Ended:
         """The same in a forked process, which may die of it (code: minus the signal)."""
+        warm()
         self.capfd.readouterr()
         code = in_child(lambda: os._exit(main(self.words(*options, output=output))))
         return Ended(code, self.capfd.readouterr().err)
@@ -81,6 +83,20 @@ class Trial:
         tensors = [digest(newest / f"{part}.safetensors") for part in ("model", "optimizer")]
         state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         return digest(root / "model" / "model.safetensors"), metrics, tensors, without_times(state)
+
+
+@functools.cache
+def warm() -> None:
+    """Import what a first training step imports (seconds), so that forked processes need not do it one by one."""
+    import torch
+
+    from asrkit import experiment
+
+    assert experiment.train
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
 
 
 def digest(path: Path) -> str:
