@@ -84,15 +84,15 @@ def tiny_corpus(
     for split, count in (("train", train), ("dev", dev), ("test", test)):
         rows = [HEADER]
         for index in range(count):
-            fault = faults[number] if number < len(faults) else None
+            fault = faults[number] if number < len(faults) else ""
             sentence = ""
             while sentence in seen:
                 words = ["".join(random.choice(list(LETTERS), random.integers(2, 5))) for _ in range(3)]
                 sentence = " ".join(words[: random.integers(2, 4)])
             seen.add(sentence)
             path = folder / "clips" / f"common_voice_es_{number}.wav"
-            FAULTS.get(fault or "", _write)(path, tones(sentence, number))
-            text = _TEXTS.get(fault or "", sentence.capitalize() + ".")
+            FAULTS.get(fault, _write)(path, tones(sentence, number))
+            text = _TEXTS.get(fault, sentence.capitalize() + ".")
             rows.append(f"{split}{index % 3}\t{path.name}\t\t{text}\t\t2\t0\t\t\t\t\tes\t")
             number += 1
         (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")

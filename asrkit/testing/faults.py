@@ -147,7 +147,7 @@ def kill_at_step(step: int, number: int = signal.SIGKILL) -> Iterator[None]:
             os.kill(os.getpid(), number)
         return done
 
-    CTCBrain._update = update_then_signal  # type: ignore[method-assign]
+    CTCBrain._update = update_then_signal  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
