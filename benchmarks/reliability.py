@@ -30,7 +30,8 @@ HEAD = """# Reliability: what goes wrong, and what asrkit does then
 
 Written by `python benchmarks/reliability.py` on {day} from the tests named after each row (`tests/faults/`): {total}
 fault tests in {seconds:.0f} s, {cores} cores ({machine}), torch {torch}. Each asserts how it ended (exit and reason
-code), what is on disk afterwards, and that a healthy run then succeeds. Beside it, by `benchmarks/faults_peer.py`: what
+code), what is on disk afterwards, and that a healthy run then succeeds; the faults are those of
+`asrkit.testing.faults`, which your own tests can use as well. Beside it, by `benchmarks/faults_peer.py`: what
 SpeechBrain {speechbrain} does on the same fault, with a trainer of the same layers written as its recipes are. "not
 run": the row was not tried on SpeechBrain, or does not apply to it.
 """
