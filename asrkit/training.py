@@ -26,8 +26,8 @@ from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.findings import Finding
 from asrkit.diagnostics.monitor import Monitor
 from asrkit.errors import DataError, NumericError, RecipeError, StoppedError, StorageError
-from asrkit.loading import Loading
 from asrkit.exhaustion import is_out_of_memory, out_of_memory
+from asrkit.loading import Loading
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
 from asrkit.objective import listening
