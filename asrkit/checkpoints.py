@@ -208,8 +208,18 @@ class Checkpoints:
         found = [(_STEP.fullmatch(path.name), path) for path in self.folder.iterdir()]
         return sorted(((int(match[1]), path) for match, path in found if match and path.is_dir()), reverse=True)
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint whose hashes are right; damaged ones move to `.broken/`, each with one warning."""
+    def latest(self, exact: bool = False) -> Checkpoint | None:
+        """The newest checkpoint whose hashes are right; damaged ones move to `.broken/`, each with one warning.
+
+        With `exact` the newest or none: a damaged one raises StorageError (exit 5) and stays where it is.
+        """
+        if exact and (steps := self._steps()):
+            step, path = steps[0]
+            try:
+                return _open(path, step, verify=True)
+            except _Damaged as damage:
+                fix = "go on from an older one without --exact"
+                raise StorageError(f"checkpoint {path} is damaged: {damage}", fix=fix, reason="damaged") from damage
         return next((found for step, path in self._steps() if (found := self._usable(step, path))), None)
 
     def best(self) -> Checkpoint | None:

@@ -20,6 +20,7 @@ from asrkit.checkpoints import Checkpoints
 from asrkit.curves import draw_curves
 from asrkit.decoders import check_options
 from asrkit.defects import defects_of, warn
+from asrkit.diagnostics.norms import SMALL_BATCH
 from asrkit.errors import RecipeError, StoppedError
 from asrkit.evaluation import evaluate
 from asrkit.model import encoder_class, parameter_count
@@ -98,10 +99,17 @@ def _check_cures(recipe: dict[str, Any]) -> None:
 
 
 def train(
-    recipe: dict[str, Any], source: str, output: str | Path | None = None, *, progress: bool = False, say: Say = print
+    recipe: dict[str, Any],
+    source: str,
+    output: str | Path | None = None,
+    *,
+    progress: bool = False,
+    exact: bool = False,
+    say: Say = print,
 ) -> Result:
     """Train a resolved recipe; the same call after an interruption goes on where it stopped. `source`: the recipe's
-    text."""
+    text. `exact`: go on bit by bit or raise StorageError (exit 5), where the newest checkpoint is damaged or code has
+    changed."""
     check_recipe(recipe)
     folder = RunFolder(run_folder(recipe, output))
     with folder.lock(), _log_file(folder.path, say) as tell:
@@ -115,8 +123,9 @@ def train(
         folder.claim(recipe, source=source, neutral=NEUTRAL)
         tell(_opening(recipe, prepared, folder.path))
         warn(defects_of(recipe), recipe["name"])
+        _tell_small_batches(recipe, prepared, tell)
         _fit_cmvn(prepared)
-        brain = _brain(recipe, prepared, folder, progress, tell)
+        brain = _brain(recipe, prepared, folder, progress, exact, tell)
         try:
             brain.run()
         except StoppedError:
@@ -157,6 +166,15 @@ def _tell_changes(changes: list[str], recipe: dict[str, Any], tell: Say) -> None
         tell("another number of epochs bends the learning-rate schedule: the result is not that of one long run")
 
 
+def _tell_small_batches(recipe: dict[str, Any], prepared: Prepared, tell: Say) -> None:
+    """Statistics over so few utterances are noise: a step of frame_batch_norm with one of them has none at all."""
+    most = recipe["training"]["batch_size"]
+    if prepared.model.acoustic.encoder.batch_statistics and most is not None and most < SMALL_BATCH:
+        tell(
+            f"training.batch_size = {most}: {recipe['encoder']} learns its statistics from {most} utterances at a time"
+        )
+
+
 def _fit_cmvn(prepared: Prepared) -> None:
     """Global mean and variance come from the train split alone, before the first update."""
     cmvn, train = prepared.model.acoustic.cmvn, prepared.splits["train"]
@@ -166,7 +184,9 @@ def _fit_cmvn(prepared: Prepared) -> None:
         cmvn.fit((batch.features, batch.lengths) for batch in loader)
 
 
-def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progress: bool, say: Say) -> CTCBrain:
+def _brain(
+    recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progress: bool, exact: bool, say: Say
+) -> CTCBrain:
     log = MetricsLog(folder.path / "metrics.jsonl")
     kept = {key: recipe["training"][key] for key in ("keep_last", "keep_best")}
     checkpoints = Checkpoints(folder.path / "checkpoints", key="selection", **kept)
@@ -193,6 +213,7 @@ def _brain(recipe: dict[str, Any], prepared: Prepared, folder: RunFolder, progre
         log,
         checkpoints,
         progress=progress,
+        exact=exact,
         on_epoch=on_epoch,
         on_finding=lambda finding: say(f"diagnosis: {finding}"),
     )

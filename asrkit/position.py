@@ -36,6 +36,7 @@ class Position:
     selection: float | None = None  # what the last epoch is chosen by, smaller is better; None: dev was not looked at
     epochs_without_better: int = 0
     finished: bool = False
+    quarantined: list[str] = field(default_factory=list)  # ids of clips that could not be read while training
     order: str = ""  # hash of all batches so far, see batching.chain_hash
     meter: dict[str, Any] = field(default_factory=dict)
     last_metrics: dict[str, Any] = field(default_factory=dict)
@@ -53,10 +54,14 @@ class Position:
 
 
 class StopSignal:
-    """First Ctrl-C or SIGTERM: `received` says so, and the trainer stops after the step. The second one kills."""
+    """First Ctrl-C or SIGTERM: `received` says so, and the trainer stops after the step. The second one kills.
+
+    SIGUSR1, which schedulers can send some minutes ahead: `asked_to_save`, and the trainer goes on.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.asked_to_save = False
         self._before: dict[int, Any] = {}
 
     @property
@@ -65,9 +70,12 @@ class StopSignal:
         return signal.Signals(self.received or signal.SIGINT).name
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
+        if hasattr(signal, "SIGUSR1"):
+            handlers[signal.SIGUSR1] = self._note_save
+        for number, handler in handlers.items():
             try:
-                self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, handler)
             except ValueError:  # not in the main thread (a notebook): no handlers
                 break
         return self
@@ -76,6 +84,9 @@ class StopSignal:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+
+    def _note_save(self, number: int, _: Any) -> None:
+        self.asked_to_save = True
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -105,6 +105,8 @@ SCHEMA: dict[str, Any] = {
         "early_stopping": None,  # epochs without a better dev CER
         "evaluate_every": 1,  # epochs between looks at dev
         "max_nonfinite": 3,  # refused batches in a row
+        "workers": 0,  # processes that read train batches ahead; worth it where waveforms are augmented
+        "worker_timeout": 120.0,  # seconds that one of them may take over one clip
         "checkpoint_every": 1,  # epochs
         "checkpoint_minutes": 15.0,  # and within an epoch
         "keep_last": 2,  # checkpoints that stay: the newest ones, and the best on dev; more for `asrkit average`
@@ -125,6 +127,8 @@ NEUTRAL = (
     "training.keep_best",
     "training.tensorboard",
     "training.curves",
+    "training.workers",
+    "training.worker_timeout",
     "data.cache",
     "data.root",
     "data.max_bad",

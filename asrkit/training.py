@@ -8,6 +8,7 @@ bit by bit.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,9 @@ from asrkit.checkpoints import Checkpoints, optimizer_from_tensors, optimizer_to
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.findings import Finding
 from asrkit.diagnostics.monitor import Monitor
-from asrkit.errors import NumericError, RecipeError, StoppedError
+from asrkit.errors import DataError, NumericError, RecipeError, StoppedError, StorageError
+from asrkit.exhaustion import is_out_of_memory, out_of_memory
+from asrkit.loading import Loading
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
 from asrkit.objective import listening
@@ -32,6 +35,9 @@ from asrkit.position import Position, StopSignal, peak_memory, step_seed
 from asrkit.preparation import Split
 from asrkit.runs import MetricsLog
 from asrkit.schedules import clip_gradients, learning_rate, make_optimizer
+from asrkit.source_code import source_hashes
+
+logger = logging.getLogger(__name__)
 
 
 def _copy(target: list[Tensor], source: list[Tensor]) -> None:
@@ -53,6 +59,7 @@ class CTCBrain(sb.Brain):
         checkpoints: Checkpoints,
         *,
         progress: bool = False,
+        exact: bool = False,
         on_epoch: Any = None,
         on_finding: Callable[[Finding], None] | None = None,
     ) -> None:
@@ -67,6 +74,7 @@ class CTCBrain(sb.Brain):
         self.recipe, self.model, self.tokenizer, self.seed = recipe, model, tokenizer, int(recipe["seed"])
         self.train_split, self.dev_split = train, dev
         self.log, self.store, self.progress, self.on_epoch = log, checkpoints, progress, on_epoch
+        self.exact = exact  # go on from the newest checkpoint with the code of before, or not at all
         self.position = Position()
         self.meter = Meter()
         self.refused_in_row = 0
@@ -83,6 +91,7 @@ class CTCBrain(sb.Brain):
         }
         if train.noise:
             self.data["noise"] = train.noise
+        self.code = source_hashes(model.acoustic)
         self.loss = FaultyLoss(recipe, model.features.size)
         self.monitor = Monitor(recipe, model, train, on_finding)
 
@@ -98,11 +107,12 @@ class CTCBrain(sb.Brain):
     def on_fit_start(self) -> None:
         self.optimizer = make_optimizer(self.modules, self.options)
         self.optimizers_dict = {"main": self.optimizer}
-        newest = self.store.latest()
+        newest = self.store.latest(exact=self.exact)
         if newest is None:
             self.log.truncate_after(0)
             return
         self._same_data(newest.state.get("data"))
+        self._same_code(newest.state.get("code"))
         self.model.acoustic.load_state_dict(newest.model())
         self.optimizer.load_state_dict(optimizer_from_tensors(newest.optimizer(), newest.state["optimizer"]))
         if self.scaler.is_enabled():
@@ -121,7 +131,7 @@ class CTCBrain(sb.Brain):
         here = (self.position.epoch, self.position.batch)
         if record["type"] == "epoch":
             return record["epoch"] >= here[0]
-        return record["type"] == "refused" and (record["epoch"], record["batch"]) >= here
+        return record["type"] in ("refused", "quarantined") and (record["epoch"], record["batch"]) >= here
 
     def _same_data(self, before: dict[str, str] | None) -> None:
         """A run goes on over the data it began with; the folder may have moved, its content may not have changed."""
@@ -132,6 +142,16 @@ class CTCBrain(sb.Brain):
                 fix="give another folder with --output, or the data of before",
                 reason="other_data",
             )
+
+    def _same_code(self, before: dict[str, str] | None) -> None:
+        """Other code trains on, with a warning, unless `exact`."""
+        if before is None or before == self.code:  # None: saved before checkpoints knew
+            return
+        changed = [name for name in sorted({*self.code, *before}) if self.code.get(name) != before.get(name)]
+        what = f"the run in {self.store.folder.parent} was begun with other code: {', '.join(changed)} changed"
+        if self.exact:
+            raise StorageError(what, fix="bring the code of before back, or go on without --exact", reason="other_code")
+        logger.warning("%s; it goes on, but not bit by bit (--exact refuses)", what)
 
     def _is_finished(self, epoch: int) -> bool:
         patience = self.options["early_stopping"]
@@ -170,7 +190,7 @@ class CTCBrain(sb.Brain):
             disable=not self.progress, dynamic_ncols=True,
         )  # fmt: skip
         with bar:
-            for batch in train_set:
+            for batch in self._loading():
                 index = position.batch
                 if index % factor == 0:
                     self._start_group()
@@ -179,14 +199,18 @@ class CTCBrain(sb.Brain):
                 self.should_step = index % factor == factor - 1 or index == len(batches) - 1
                 self.progress_share = (epoch - 1 + index / len(batches)) / self.options["epochs"]
                 torch.manual_seed(step_seed(self.seed, epoch, index))
-                self.fit_batch(batch.to(self.device))
+                if batch is None:  # all its clips are quarantined
+                    self._drop_group()
+                else:
+                    self.fit_batch(batch.to(self.device))
                 position.batch += 1
-                position.order = chain_hash(position.order, batch.ids)
+                position.order = chain_hash(position.order, batch.ids if batch is not None else ())
                 bar.update()
                 bar.set_postfix(loss=f"{self.meter.nll / max(self.meter.labels, 1):.3f}", refresh=False)
                 if self.should_step and self.stop.received is not None:
                     self._save_and_stop()
-                if self.should_step and time.monotonic() - last_saved > 60 * self.options["checkpoint_minutes"]:
+                late = time.monotonic() - last_saved > 60 * self.options["checkpoint_minutes"]
+                if self.should_step and (late or self.stop.asked_to_save):
                     self._save()
                     last_saved = time.monotonic()
         if self.model.acoustic.objective is not None:
@@ -195,10 +219,55 @@ class CTCBrain(sb.Brain):
         self.frames_per_second = (self.meter.frames - seen) / max(self.seconds, 1e-9)
         self.on_stage_end(Stage.TRAIN, self.meter.nll / max(self.meter.labels, 1), epoch)
 
+    def _loading(self) -> Loading:
+        options = self.options
+        return Loading(
+            self.train_split,
+            self.sampler,
+            options["workers"],
+            options["worker_timeout"],
+            self.position.quarantined,
+            self._quarantined,
+        )
+
+    def _quarantined(self, batch: int, identity: str, why: str) -> None:
+        """A clip that cannot be read is counted, named, and left out from now on."""
+        position, most = self.position, float(self.recipe["data"]["max_bad"])
+        self.log.append(
+            {"type": "quarantined", "step": position.update, "epoch": position.epoch, "batch": batch, "id": identity,
+             "why": why}
+        )  # fmt: skip
+        logger.warning("%s cannot be read (%s): left out from now on", identity, why)
+        if len(position.quarantined) > most * len(self.train_split):
+            raise DataError(
+                f"{len(position.quarantined)} of {len(self.train_split)} clips could not be read while training, the "
+                f"last was {identity} ({why})",
+                possible=f"up to {most:.2%} (data.max_bad)",
+                fix="look at these clips (metrics.jsonl names them), or raise data.max_bad",
+                reason="quarantined",
+            )
+
     def fit_batch(self, batch: Batch) -> Tensor:
         """One batch; if anything in it is not finite, its whole accumulation group leaves no trace in any state."""
         if self._group_refused:
             return torch.zeros(())
+        try:
+            return self._fit_batch(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).strip().splitlines()
+        self._drop_group()  # outside the handler, whose traceback would keep the activations alive
+        raise out_of_memory(batch, said[0] if said else "MemoryError", self._attempt, str(self.device))
+
+    def _attempt(self, batch: Batch) -> None:
+        """Forward and backward without an update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.training_ctx, listening(self.model.acoustic.objective) as inner:
+            log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
+        self._losses(batch, log_probs, lengths, inner)[0].sum().backward()
+
+    def _fit_batch(self, batch: Batch) -> Tensor:
         if not torch.isfinite(batch.features).all():
             return self._refuse(batch, "features")
         objective = self.model.acoustic.objective
@@ -206,11 +275,7 @@ class CTCBrain(sb.Brain):
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
         if (record := self.monitor.first_batch(batch, log_probs, lengths, self.position.update)) is not None:
             self.log.append(record)
-        if objective is None:
-            total = nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
-        else:
-            targets = batch.targets.to(log_probs.device)
-            total, nll = objective(self.loss, log_probs, lengths, inner, targets, batch.target_lengths, batch.ids)
+        total, nll = self._losses(batch, log_probs, lengths, inner)
         if not torch.isfinite(total).all():
             return self._refuse(batch, "loss")
         loss = total.sum() / self.group_labels
@@ -224,6 +289,15 @@ class CTCBrain(sb.Brain):
             self.meter.objective += float(total.detach().sum())
         self.meter.add_outputs(log_probs, lengths, [self.train_split.texts[row] for row in batch.rows], self.tokenizer)
         return loss.detach()
+
+    def _losses(self, batch: Batch, log_probs: Tensor, lengths: Tensor, inner: Any) -> tuple[Tensor, Tensor]:
+        """What is minimized (B,), and the negative log-likelihood (B,) in it."""
+        objective = self.model.acoustic.objective
+        if objective is None:
+            nll = self.compute_objectives((log_probs, lengths), batch, Stage.TRAIN)
+            return nll, nll
+        targets = batch.targets.to(log_probs.device)
+        return objective(self.loss, log_probs, lengths, inner, targets, batch.target_lengths, batch.ids)
 
     def _start_group(self) -> None:
         """Remember what a refusal must put back."""
@@ -277,12 +351,16 @@ class CTCBrain(sb.Brain):
                 reason="nonfinite",
             )
 
-    def _refuse(self, batch: Batch, what: str) -> Tensor:
-        """Put back buffers and sums, drop the gradients, count, and give up after too many in a row."""
+    def _drop_group(self) -> None:
+        """As if this accumulation group had never begun."""
         _copy(self._buffers, self._saved_buffers)
         self.optimizer.zero_grad(set_to_none=True)
         self.meter = self._before
         self._group_refused = True
+
+    def _refuse(self, batch: Batch, what: str) -> Tensor:
+        """Put back buffers and sums, drop the gradients, count, and give up after too many in a row."""
+        self._drop_group()
         self.meter.refused += 1
         self.refused_in_row += 1
         self.log.append(
@@ -325,7 +403,7 @@ class CTCBrain(sb.Brain):
         if not position.finished:
             position.epoch += 1
         due = epoch % self.options["checkpoint_every"] == 0
-        if due or better or position.finished or self.stop.received is not None:
+        if due or better or position.finished or self.stop.received is not None or self.stop.asked_to_save:
             self._save()
         if self.on_epoch is not None:
             self.on_epoch(figures)
@@ -373,8 +451,10 @@ class CTCBrain(sb.Brain):
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else {},
             "data": self.data,
+            "code": self.code,
             "metrics": {} if chosen is None else {"selection": chosen},
         }
+        self.stop.asked_to_save = False
         self.store.save(position.update, dict(self.model.acoustic.state_dict()), tensors, state)
 
     def _save_and_stop(self, saved: bool = False) -> None:

@@ -251,6 +251,8 @@ RULES: dict[str, Rule] = {
     "training.early_stopping": whole(1, nullable=True),
     "training.evaluate_every": whole(1),
     "training.max_nonfinite": whole(1),
+    "training.workers": whole(0),
+    "training.worker_timeout": number(0, above=True),
     "training.checkpoint_every": whole(1),
     "training.checkpoint_minutes": number(0),
     "training.keep_last": whole(1),

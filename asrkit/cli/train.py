@@ -40,6 +40,11 @@ def add_parser(subparsers: Any) -> None:
     )
     add_recipe_arguments(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default runs/NAME/ENCODER/seedN)")
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="go on bit by bit or not at all: refuse a damaged newest checkpoint and changed code of the model",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no line per epoch")
     parser.add_argument("--json", action="store_true", help="print the last epoch's figures as JSON")
     parser.set_defaults(run=run)
@@ -73,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     progress = sys.stderr.isatty() and not args.quiet and not args.json
     say = (lambda _: None) if args.quiet or args.json else (lambda line: print(line, flush=True))
-    result = train(recipe, args.recipe.read_text(encoding="utf-8"), args.output, progress=progress, say=say)
+    source = args.recipe.read_text(encoding="utf-8")
+    result = train(recipe, source, args.output, progress=progress, exact=args.exact, say=say)
     if args.json:
         print_json(
             {"folder": str(result.folder), "model": str(result.bundle), "last": result.last, "best": result.best}

@@ -18,6 +18,7 @@ from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, gather
 from asrkit.diagnostics.floor import Floor, input_blind_floor, phase
 from asrkit.diagnostics.model import check_features, judge_layers, measure_layers
+from asrkit.diagnostics.norms import mismatches
 from asrkit.diagnostics.probes import Probe, evaluation, outputs_of, untouched, watched
 from asrkit.diagnostics.progress import judge_epochs
 from asrkit.diagnostics.scales import check_scales
@@ -105,6 +106,8 @@ class Monitor:
             before = dict(kept)
             probe(probe.other())
             layers = measure_layers(self.model, before, kept)
+        if self.batch_statistics and (found := mismatches(probe, self.model)):
+            layers["train_eval_mismatch"] = found  # N04: by norm
         if self.carries:
             forget(self.model)  # or the next epoch would begin with the states of these clips
         return layers

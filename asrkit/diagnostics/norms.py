@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from asrkit.diagnostics.findings import Finding, finding
@@ -37,19 +38,50 @@ def check_norms(probe: Probe, model: nn.Module, trained: bool) -> list[Finding]:
     return found
 
 
-def _judge_mismatch(probe: Probe, name: str, evaluated: Tensor, training: Tensor) -> list[Finding]:
-    """Mean and spread of the output per feature, in both modes: over real frames where it is (B, T, C)."""
+def mismatches(probe: Probe, model: nn.Module) -> dict[str, float]:
+    """Norm with running statistics -> how far evaluation is from training on one batch, in standard deviations.
+
+    Mean over features of |mean in evaluation - mean in training|; the batch is small, so a few tenths are nothing.
+    """
+    norms = {n: m for n, m in model.named_modules() if is_norm(m) and any(True for _ in m.buffers())}
+    norms = {n: m for n, m in norms.items() if not any(other.startswith(f"{n}.") for other in norms)}  # no slots
+    if not norms:
+        return {}
+    with untouched(model), torch.no_grad(), outputs_of(norms) as kept:
+        evaluation(model)
+        probe()
+        evaluated = dict(kept)
+        evaluation(model, norms_training=True)
+        probe()
+        pairs = {name: _frames_of(probe, name, output, kept[name]) for name, output in evaluated.items()}
+    found = {}
+    for name, pair in pairs.items():
+        if pair is not None:
+            one, two = pair
+            found[short(name)] = float(((one.mean(0) - two.mean(0)).abs() / two.std(0).clamp(min=1e-6)).mean())
+    return found
+
+
+def _frames_of(probe: Probe, name: str, evaluated: Tensor, training: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both outputs as (N, C), over real frames where they are (B, T, C)."""
     if evaluated.shape != training.shape:
-        return []
+        return None
     if probe.model is not None and isinstance(probe.model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
         one, two = (y.transpose(1, -1).flatten(0, -2).double() for y in (evaluated, training))
     elif evaluated.dim() == 3 and evaluated.shape[0] == len(probe.features):
         real = probe.real(evaluated.shape[1])
         one, two = evaluated[real].double(), training[real].double()
     else:
+        return None
+    return (one, two) if len(one) >= 2 else None
+
+
+def _judge_mismatch(probe: Probe, name: str, evaluated: Tensor, training: Tensor) -> list[Finding]:
+    """Mean and spread of the output per feature, in both modes."""
+    pair = _frames_of(probe, name, evaluated, training)
+    if pair is None:
         return []
-    if len(one) < 2:
-        return []
+    one, two = pair
     scale = two.std(0).clamp(min=1e-6)
     shift = float(((one.mean(0) - two.mean(0)) / scale).square().mean().sqrt())
     ratio = float((one.std(0) / scale).clamp(min=1e-6).log().abs().mean())

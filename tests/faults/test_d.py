@@ -1,5 +1,8 @@
 """Rows D01 to D17 of the fault matrix: one injected fault each, through the command line, with its promised answer.
 
+Each asserts exit code, reason code, what is on disk (the report's lines; the release itself is never changed, by
+sha256 before and after), and, in the fixture, that the mended release is prepared in full afterwards.
+
 Details are tested where they are made (test_audio, test_corpus, test_sources, test_preparation, test_text); here a
 whole `asrkit data prepare`, `train`, `evaluate` or `transcribe` meets the fault. D11, a very long file, is here as
 training meets it; transcribing one in flat memory is for the tests of transcribing.
@@ -7,6 +10,7 @@ training meets it; transcribing one in flat memory is for the tests of transcrib
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -14,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,7 @@ from asrkit.cli import main
 from asrkit.experiment import train
 from asrkit.preparation import prepare
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("quick")]
 
 ROWS = [f"d{number:02d}" for number in range(1, 18)]
 SPEECH = tones("abeiou" * 14, 1)  # 5.04 s
@@ -91,6 +96,20 @@ class Release:
         lines[number + 1] = "\t".join([*cells[:3], text, *cells[4:]])
         self.table(lines)
 
+    def files(self) -> dict[str, str]:
+        """All files of the release by their sha256."""
+        paths = sorted(path for path in self.root.rglob("*") if path.is_file())
+        found = {}
+        for path in paths:
+            with path.open("rb") as file:
+                found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
+
+    def mend(self) -> None:
+        """As if nothing had been wrong with it."""
+        shutil.rmtree(self.root)
+        make_corpus(self.root)
+
     def options(self) -> list[str]:
         return [
             str(self.folder / "toy.yaml"),
@@ -101,16 +120,22 @@ class Release:
     def prepare(self, *options: str) -> Answer:
         report = self.folder / "report.jsonl"
         self.capfd.readouterr()
+        before = self.files()
         code = main(["data", "prepare", *self.options(), "--json", "--report", str(report), *options])
         said = self.capfd.readouterr()
+        assert self.files() == before, "a release is only read"
         lines = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
         assert code == 0 or said.err.count("\n") == 1, "an error is one line"
         return Answer(code, json.loads(said.out or "{}"), lines, said.err)
 
 
 @pytest.fixture
-def release(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Release:
-    return Release(tmp_path, capfd)
+def release(tmp_path: Path, capfd: pytest.CaptureFixture[str], quick: None) -> Iterator[Release]:
+    release = Release(tmp_path, capfd)
+    yield release
+    release.mend()
+    healthy = release.prepare()
+    assert (healthy.code, healthy.excluded, healthy.clips()) == (0, {}, 12)
 
 
 FIRST = "common_voice_es_0"
@@ -496,7 +521,7 @@ def test_d16_leakage_of_speakers_and_of_audio(release: Release) -> None:
     )  # fmt: skip
 
 
-def test_d16_leakage_of_audio_under_another_name(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d16_leakage_of_audio_under_another_name(release: Release) -> None:
     assert release.prepare().code == 0
     shutil.copyfile(release.first, release.clip(17))  # a test clip
     for options in (("--splits=train,dev",), ("--data.allow_shared_speakers=true",)):
@@ -504,8 +529,9 @@ def test_d16_leakage_of_audio_under_another_name(release: Release, monkeypatch: 
         assert answer.code == 3
         assert "[shared_audio]: audio in more than one split: train/test: 1 (common_voice_es_17)" in answer.error
     assert main(["train", *release.options(), "--quiet", "--output", str(release.folder / "run")]) == 3
-    monkeypatch.setattr(same_audio, "_equal_files", lambda sizes: pytest.fail("it was known"))
-    assert release.prepare().code == 3, "found again, without reading a file"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(same_audio, "_equal_files", lambda sizes: pytest.fail("it was known"))
+        assert release.prepare().code == 3, "found again, without reading a file"
 
 
 def test_d16_leakage_is_not_what_broken_files_have_in_common(release: Release) -> None:

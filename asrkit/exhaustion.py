@@ -1,0 +1,68 @@
+"""Out of memory in words: which batch, how large, and a size that fits."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable
+
+import torch
+
+from asrkit.batching import Batch
+from asrkit.errors import NumericError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is torch's or Python's way of saying so; on the CPU torch has no class of its own for it."""
+    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def out_of_memory(batch: Batch, said: str, attempt: Callable[[Batch], object], device: str) -> NumericError:
+    """The error for a batch that did not fit; what does is found by trying halves of it.
+
+    Args:
+        batch: what was being trained on.
+        said: the first line of the library's words, with the bytes that were asked for.
+        attempt: forward and backward; what it leaves in gradients and statistics is of no use, the run ends here.
+        device: where.
+    """
+    count, frames = len(batch.ids), batch.features.shape[1]
+    fits = 0
+    while count > 1 and not fits:
+        count //= 2
+        gc.collect()
+        if "cuda" in device:
+            torch.cuda.empty_cache()
+        with contextlib.suppress(MemoryError, RuntimeError):
+            attempt(first_of(batch, count))
+            fits = count
+    names = ", ".join(batch.ids[:4]) + (", ..." if len(batch.ids) > 4 else "")
+    what = f"out of memory in a batch of {len(batch.ids)} x {frames} frames ({names}): {said}"
+    if not fits:
+        return NumericError(
+            what,
+            possible="not even one of these clips fits",
+            fix="lower data.max_seconds or width",
+            reason="out_of_memory",
+        )
+    return NumericError(
+        what,
+        possible=f"{fits} of them fit (tried)",
+        fix=f"--training.batch_frames={fits * frames} in another run folder: batches and with them results change",
+        reason="out_of_memory",
+    )
+
+
+def first_of(batch: Batch, count: int) -> Batch:
+    """The first utterances of a batch, padded as it is."""
+    return Batch(
+        batch.features[:count],
+        batch.lengths[:count],
+        batch.targets[:count],
+        batch.target_lengths[:count],
+        batch.ids[:count],
+        batch.rows[:count],
+    )
