@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,50 @@ class Plugin:
 _registered: dict[tuple[str, str], type] = {}
 
 
-def _entries(kind: str) -> list[tuple[Plugin, EntryPoint]]:
+Ask = Callable[..., Iterable[EntryPoint]]
+
+
+def _entries(kind: str) -> tuple[tuple[Plugin, EntryPoint], ...]:
+    """Plugins of one kind with their entry points; packages are read again only when one has come, gone or changed."""
+    return _read(kind, entry_points, tuple(_metadata(folder) for folder in sys.path))
+
+
+def _metadata(folder: str) -> tuple[object, ...]:
+    """Changes when a package in this folder of `sys.path` comes, goes or offers something else; nothing is read."""
+    found: list[object] = [folder]
+    try:
+        names = sorted(name for name in os.listdir(folder or ".") if name.lower().endswith(("dist-info", "egg-info")))
+        at = [f"{folder or '.'}/{name}/entry_points.txt" for name in names]
+    except NotADirectoryError:  # a zip file
+        at = [folder]
+    except (OSError, ValueError, TypeError):  # nothing that could be installed there
+        at = []
+    for path in at:
+        found.append(path)
+        with contextlib.suppress(OSError):  # many packages offer nothing
+            state = os.stat(path)
+            found += [state.st_mtime_ns, state.st_ino, state.st_size]
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def _read(kind: str, ask: Ask, installed: tuple[object, ...]) -> tuple[tuple[Plugin, EntryPoint], ...]:
+    importlib.invalidate_caches()  # a package that has just come is not yet in importlib's own lists of folders
     found = []
     seen = set()
-    for entry in _entry_points(f"asrkit.{kind}"):
+    for entry in _entry_points(f"asrkit.{kind}", ask):
         package, version = _identity(entry.dist)
         key = (entry.name, package, entry.value)
         if key in seen:  # the same distribution can lie on sys.path twice (editable installs)
             continue
         seen.add(key)
         found.append((Plugin(entry.name, kind, package, version, entry.value), entry))
-    return found
+    return tuple(found)
 
 
-def _entry_points(group: str) -> list[EntryPoint]:
+def _entry_points(group: str, ask: Ask) -> list[EntryPoint]:
     try:
-        return list(entry_points(group=group))
+        return list(ask(group=group))
     except Exception:  # one package whose list of entry points cannot be read must not hide those of all others
         readable, _ = _one_by_one()
         return [entry for entry in readable if entry.group == group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,3 +215,42 @@ def test_broken_readers_of_corpora_and_audio(install: Install, tmp_path: Path) -
     with pytest.raises(AudioError) as caught:
         read_audio(tmp_path / "x.wav", RATE)
     assert caught.value.reason == "not_audio"
+
+
+def offered_names() -> set[str]:
+    return {plugin.name for plugin in registry.list_plugins("encoders")}
+
+
+def test_packages_are_read_once(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("good_guest", {"good": "good_guest:Encoder"}, GOOD)
+    real, asked = registry.entry_points, []
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or real(group=group))
+    for _ in range(3):
+        registry.load("encoders", "good")
+    assert asked == ["asrkit.encoders"]
+
+
+def test_what_changes_while_the_process_runs_is_seen(install: Install, tmp_path: Path) -> None:
+    """Installed, edited where it lies, replaced, removed; on a path that was there before, within one tick of the
+    clock of the disk, and the folder of the process, which Python calls ''."""
+    install("first", {"one": "first:Encoder"}, GOOD)
+    assert "one" in offered_names()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.path", [*sys.path, ""])  # nothing of it is to be prepended again
+        patch.setattr(pytest.MonkeyPatch, "syspath_prepend", lambda self, path: None)
+        install("second", {"two": "second:Encoder"}, GOOD)
+        assert {"one", "two"} <= offered_names()
+        assert registry.load("encoders", "two").__module__ == "second"
+        patch.chdir(tmp_path / "site")
+        info = Path("second-1.2.dist-info")
+        (info / "entry_points.txt").write_text("[asrkit.encoders]\nthree = second:Encoder\n", encoding="utf-8")
+        assert {"one", "three"} <= offered_names()
+        assert "two" not in offered_names()
+        info.rename("second-1.3.dist-info")
+        assert registry.describe("encoders", "three").package == "second"
+        shutil.rmtree("second-1.3.dist-info")
+        assert "three" not in offered_names()
+        patch.setattr("sys.path", sys.path[1:])
+        assert "one" in offered_names()  # still below ''
+        patch.chdir(tmp_path)
+        assert "one" not in offered_names()

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 
 import pytest
 from trials import Trial
 
-from asrkit import registry
-
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points are read once (installed packages do not change here: a second per run), and no test waits for the
-    disk: killing a process loses nothing that was written, synced or not. That all is synced, in the right order, is
-    a test of its own (test_checkpoints)."""
-    monkeypatch.setattr(registry, "_entries", _entries)
+    """No test waits for the disk: killing a process loses nothing that was written, synced or not. That all is synced,
+    in the right order, is a test of its own (test_checkpoints)."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-_entries = functools.cache(registry._entries)
 
 
 @pytest.fixture

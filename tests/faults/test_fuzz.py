@@ -16,8 +16,7 @@ import shutil
 import struct
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from mutation import as_json, byte_edits, changed, mutated, value_edits
 from test_x import model_of
 from toy import RATE, RECIPE, tones
 
-from asrkit import registry
 from asrkit.archive import Archive
 from asrkit.audio import read_audio
 from asrkit.bundle import load_bundle
@@ -305,11 +303,8 @@ EXAMPLES = {"config": 30, "tensors": 30, "header": 30, "tokens": 30, "voice": 20
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """With the list of plugins read once: it would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_entries", lru_cache(registry._entries))
-        yield Bench(shared_toy(tmp_path_factory), tmp_path_factory.mktemp("fuzz"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(shared_toy(tmp_path_factory), tmp_path_factory.mktemp("fuzz"))
 
 
 def feed(reader: Callable[[bytes], None], data: bytes) -> bool:
