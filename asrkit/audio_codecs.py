@@ -23,6 +23,7 @@ SUBTYPES = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE",
             "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")  # fmt: skip
 POSSIBLE = "PCM, float, A-law and µ-law in wav, aiff and au; flac; ogg with Vorbis, Opus or FLAC; mp3"
 MAX_CHUNKS = 1_000
+MAX_TAGS = 8  # ID3, one after the other
 AFTER_TAG = (b"ID3", b"fLaC", b"TAG", b"APETAGEX", b"\0\0\0\0")  # besides a sync word; zeros fill a tag
 
 
@@ -109,12 +110,14 @@ def _au(file: BinaryIO) -> str:
 
 def _tagged(file: BinaryIO) -> str:
     """A tag may stand before anything, and the library would open whatever that is."""
-    at = 0
-    for _ in range(4):
+    at = tags = 0
+    while True:
         file.seek(at)
         head = file.read(10)
         if head[:3] != b"ID3":
             break
+        if (tags := tags + 1) > MAX_TAGS:  # the library would go on to what stands behind all of them
+            return f"more than {MAX_TAGS} tags"
         at += 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
     sync = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
     if at == 0 or sync or not head or head.startswith(AFTER_TAG):

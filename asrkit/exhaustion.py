@@ -13,8 +13,10 @@ from asrkit.errors import NumericError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is torch's or Python's way of saying so; on the CPU torch has no class of its own for it."""
-    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+    """Whether this is torch's or Python's way of saying so. Only CUDA's allocator has a class of its own for it: not
+    the CPU, not Apple's GPU, not CUDA itself (`CUDA error: out of memory`), not its libraries (`..._ALLOC_FAILED`)."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "_ALLOC_FAILED",
+             "_ALLOCATION_FAILED")  # fmt: skip
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

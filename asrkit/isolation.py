@@ -86,13 +86,14 @@ class _Child:
             try:
                 _send(process.stdin, request.encode(), data)
                 reply, samples = _receive(process.stdout, time.monotonic() + SECONDS)
+                more = False if "error" in reply else bool(reply["more"])
             except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
                 raise self._died(what, error) from error
         if "error" in reply:
             raise AudioError(
                 str(reply["error"]), fix="convert it to flac", reason=str(reply.get("reason", "not_audio"))
             )
-        return Decoded(samples, reply["rate"], reply["claimed"], reply["problem"], bool(reply["more"]))
+        return Decoded(samples, reply["rate"], reply["claimed"], reply["problem"], more)
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {key: os.environ[key] for key in KEPT if key in os.environ}

@@ -75,6 +75,10 @@ def test_damage(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(range(25))
     with pytest.raises(RecipeError, match="0 to 199"):
         faults.flip_bit(path, 200)
+    for share in (-0.1, 1.5, float("nan")):  # 1.5 would make the file longer, with zeros
+        with pytest.raises(RecipeError, match="0 to 1"):
+            faults.cut(path, share)
+    assert path.read_bytes() == bytes(range(25))
 
 
 def test_the_clock() -> None:

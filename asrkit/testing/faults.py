@@ -186,5 +186,7 @@ def zero_block(path: str | Path, start: int = 0, size: int = 4096) -> None:
 
 
 def cut(path: str | Path, share: float) -> None:
-    """Leave only the first `share` (0 to 1) of a file's bytes."""
+    """Leave only the first `share` (0 to 1) of a file's bytes. Raises RecipeError for any other share."""
+    if not 0 <= share <= 1:
+        raise RecipeError(f"a share of {share} of {path}", possible="0 to 1", reason="fault")
     os.truncate(path, int(os.path.getsize(path) * share))

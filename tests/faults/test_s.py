@@ -31,6 +31,7 @@ from asrkit import experiment
 from asrkit.checkpoints import FILES, MANIFEST, Checkpoints
 from asrkit.cli import main
 from asrkit.errors import InUseError, RecipeError, StorageError
+from asrkit.exhaustion import is_out_of_memory
 from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog, RunFolder
 from asrkit.schema import NEUTRAL
@@ -782,6 +783,23 @@ def test_s14_out_of_memory_names_the_batch_and_a_size_that_fits(trial: Trial) ->
     assert steps(trial.folder / "large" / "checkpoints") == []
     fits = ended.error.split("--training.batch_frames=")[1].split()[0]
     assert limited(f"--training.batch_frames={fits}", output="small").code == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "out"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("MPS backend out of memory (MPS allocated: 8.00 GB)", True),
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_s14_all_ways_to_say_out_of_memory(said: str, out: bool) -> None:
+    assert is_out_of_memory(RuntimeError(said)) is out
+    assert not is_out_of_memory(ValueError(said))
 
 
 # --- S15 to S18

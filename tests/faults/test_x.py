@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import tarfile
 import time
@@ -540,6 +541,9 @@ def reason_of(data: bytes) -> str:
     return ""
 
 
+TAG = b"ID3\3\0\0\0\0\0\12" + bytes(10)
+
+
 def test_x11_codecs_that_nobody_tests_are_not_decoded() -> None:
     """All that the library could write, in every container: what is read is on the list, all else is refused."""
     wave = tones("abe", 1)
@@ -551,7 +555,7 @@ def test_x11_codecs_that_nobody_tests_are_not_decoded() -> None:
                 soundfile.write(buffer, wave, RATE, format=container, subtype=codec)
             except (soundfile.LibsndfileError, ValueError):
                 continue
-            for head in (b"", b"ID3\3\0\0\0\0\0\12" + bytes(10)):  # what a tag hides
+            for head in (b"", TAG):  # what a tag hides
                 reason = reason_of(head + buffer.getvalue())
                 assert reason in ("", "codec", "not_audio"), (container, codec)
                 (refused if reason else read).add((container, codec))
@@ -587,6 +591,23 @@ def test_x11_codecs_behind_other_chunks_are_found(data: bytes, good: bool) -> No
         assert reason_of(data) == "codec"
 
 
+def test_x11_many_tags_hide_no_codec(tmp_path: Path) -> None:
+    """The library skips any number of tags. What is behind them is refused before the library has seen the file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tones("abe", 1), RATE, format="WAV", subtype="GSM610")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soundfile.SoundFile, "__init__", lambda *args, **options: pytest.fail("the library was asked"))
+        for count in range(1, 12):
+            data = TAG * count + buffer.getvalue()
+            assert reason_of(data) == "codec", count
+            (tmp_path / "clip.wav").write_bytes(data)
+            with pytest.raises(AudioError, match="holds something else" if count <= 8 else "more than 8 tags"):
+                read_audio(tmp_path / "clip.wav", RATE)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tones("abe", 1), RATE, format="MP3")
+    assert reason_of(TAG * 8 + buffer.getvalue()) == ""
+
+
 def test_x11_isolated_decoding(toy: Toy, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--isolate`: the same text from a child that has no secrets and no rights, and whose death is one bad file."""
     monkeypatch.setenv("ASRKIT_TEST_SECRET", "secret")
@@ -616,6 +637,18 @@ def test_x11_isolated_decoding(toy: Toy, tmp_path: Path, capsys: Capture, monkey
             read_audio(clip, RATE)
         assert error.value.reason == "decoder_died"
         del child._start  # type: ignore[method-assign]
+        for changed in ({"more": None}, {"rate": "8"}, {"channels": 0}):  # replies of a child that was taken over
+            reply = {"frames": 1, "channels": 1, "rate": RATE, "claimed": 1, "problem": None, "more": 0} | changed
+            said = json.dumps({key: value for key, value in reply.items() if key != "more" or value is not None})
+            data = isolation._HEAD.pack(len(said)) + said.encode() + bytes(4)
+            script = f"import sys; sys.stdout.buffer.write({data!r}); sys.stdout.flush(); sys.stdin.read()"
+            child.process = subprocess.Popen(
+                [sys.executable, "-S", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            with pytest.raises(AudioError) as error:
+                read_audio(clip, RATE)
+            assert error.value.reason == "decoder_died"
+            assert child.process is None
         assert len(read_audio(clip, RATE).samples)  # a new one is started
     before = hashes(clips)
     answer = command(capsys, "transcribe", "--model", toy.model, "--isolate", "--format", "json", clips)
