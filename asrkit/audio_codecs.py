@@ -23,6 +23,7 @@ SUBTYPES = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE",
             "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")  # fmt: skip
 POSSIBLE = "PCM, float, A-law and µ-law in wav, aiff and au; flac; ogg with Vorbis, Opus or FLAC; mp3"
 MAX_CHUNKS = 1_000
+MAX_COMM = 1_000  # bytes: the name of the codec in words, at most 255, stands in it too
 MAX_TAGS = 8  # ID3, one after the other
 AFTER_TAG = (b"ID3", b"fLaC", b"TAG", b"APETAGEX", b"\0\0\0\0")  # besides a sync word; zeros fill a tag
 
@@ -60,9 +61,9 @@ def refusal(name: str, found: str) -> AudioError:
     )
 
 
-def _chunks(file: BinaryIO, order: str) -> list[tuple[bytes, bytes]]:
-    """(name, first 64 bytes) of the chunks up to the audio itself; sizes are followed, not believed."""
-    found: list[tuple[bytes, bytes]] = []
+def _chunks(file: BinaryIO, order: str, last: bytes = b"") -> list[tuple[bytes, int, bytes]]:
+    """(name, size, first 64 bytes) of the chunks up to `last`; sizes are followed, not believed."""
+    found: list[tuple[bytes, int, bytes]] = []
     at = 12
     while len(found) < MAX_CHUNKS:
         file.seek(at)
@@ -70,8 +71,8 @@ def _chunks(file: BinaryIO, order: str) -> list[tuple[bytes, bytes]]:
         if len(head) < 8:
             break
         size = struct.unpack(f"{order}I", head[4:])[0]
-        found.append((head[:4], file.read(min(size, 64))))
-        if head[:4] in (b"data", b"SSND"):
+        found.append((head[:4], size, file.read(min(size, 64))))
+        if head[:4] == last:
             break
         at += 8 + size + size % 2
     return found
@@ -80,7 +81,7 @@ def _chunks(file: BinaryIO, order: str) -> list[tuple[bytes, bytes]]:
 def _wav(file: BinaryIO) -> str:
     file.seek(0)
     order = ">" if file.read(4) == b"RIFX" else "<"
-    for chunk, data in _chunks(file, order):
+    for chunk, _, data in _chunks(file, order, b"data"):  # the library wants the header before the audio
         if chunk != b"fmt ":
             continue
         if len(data) < 16:
@@ -94,10 +95,15 @@ def _wav(file: BinaryIO) -> str:
 
 
 def _aiff(file: BinaryIO) -> str:
+    """The library believes any header of an aiff file, be it behind the audio, and no file that it holds no codec."""
     file.seek(8)
     compressed = file.read(4) == b"AIFC"
-    for chunk, data in _chunks(file, ">"):
-        if chunk == b"COMM" and compressed and data[18:22] not in AIFF:
+    for chunk, size, data in _chunks(file, ">"):
+        if chunk != b"COMM":
+            continue
+        if size > MAX_COMM:  # none is as long: whoever follows it misses the next one
+            return f"a header of {size} bytes"
+        if (compressed or len(data) > 18) and data[18:22] not in AIFF:
             return f"the codec {data[18:22]!r} of aiff files"
     return ""
 

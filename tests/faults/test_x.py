@@ -608,6 +608,32 @@ def test_x11_many_tags_hide_no_codec(tmp_path: Path) -> None:
     assert reason_of(TAG * 8 + buffer.getvalue()) == ""
 
 
+def test_x11_aiff_headers_where_nobody_looks() -> None:
+    """The library takes a header behind the audio, the last of several, and one of a file that says it has no codec."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tones("abe", 1), RATE, format="AIFF", subtype="IMA_ADPCM")
+    data, parts, at = buffer.getvalue(), {}, 12
+    while at < len(data):
+        name, size = struct.unpack(">4sI", data[at : at + 8])
+        parts[name], at = data[at + 8 : at + 8 + size], at + 8 + size + size % 2
+
+    def form(kind: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+        body = b"".join(name + struct.pack(">I", len(part)) + part + bytes(len(part) % 2) for name, part in chunks)
+        return b"FORM" + struct.pack(">I", len(body) + 4) + kind + body
+
+    comm, ssnd = (b"COMM", parts[b"COMM"]), (b"SSND", parts[b"SSND"])
+    pcm = (b"COMM", comm[1][:6] + struct.pack(">h", 16) + comm[1][8:18] + b"NONE" + bytes(2))
+    plain = (b"COMM", pcm[1][:18])
+    turned = form(b"AIFC", pcm, comm, ssnd).replace(b"COMM\0\0\0\x18", b"COMM\x18\0\0\0", 1)
+    hidden = [form(b"AIFC", ssnd, comm), form(b"AIFF", comm, ssnd), form(b"AIFC", pcm, ssnd, comm), turned]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soundfile.SoundFile, "__init__", lambda *args, **options: pytest.fail("the library was asked"))
+        assert [reason_of(data) for data in hidden] == ["codec"] * 4
+    assert [soundfile.info(io.BytesIO(data)).subtype for data in hidden[:3]] == ["IMA_ADPCM"] * 3
+    good = [form(b"AIFC", pcm, ssnd), form(b"AIFC", ssnd, pcm), form(b"AIFF", plain, ssnd), form(b"AIFF", ssnd, plain)]
+    assert [reason_of(data) for data in good] == [""] * 4
+
+
 def test_x11_isolated_decoding(toy: Toy, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--isolate`: the same text from a child that has no secrets and no rights, and whose death is one bad file."""
     monkeypatch.setenv("ASRKIT_TEST_SECRET", "secret")
