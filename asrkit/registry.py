@@ -10,11 +10,12 @@ import contextlib
 import importlib.util
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from importlib.metadata import Distribution, EntryPoint, MetadataPathFinder, distributions, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from asrkit.errors import AsrkitError, RecipeError, nearest
 
 API = 1
 KINDS = ("audio", "corpora", "text", "tokenizers", "features", "encoders", "decoders")
+YOUNG = 2_000_000_000  # nanoseconds: the coarsest clock of a disk ticks every two seconds
+
+Ask = Callable[..., Iterable[EntryPoint]]
 
 
 @dataclass(frozen=True)
@@ -38,35 +42,33 @@ class Plugin:
 _registered: dict[tuple[str, str], type] = {}
 
 
-Ask = Callable[..., Iterable[EntryPoint]]
-
-
 def _entries(kind: str) -> tuple[tuple[Plugin, EntryPoint], ...]:
-    """Plugins of one kind with their entry points; packages are read again only when one has come, gone or changed."""
+    """Plugins of one kind with their entry points; packages are read again only when one has come or gone."""
     return _read(kind, entry_points, tuple(_metadata(folder) for folder in sys.path))
 
 
 def _metadata(folder: str) -> tuple[object, ...]:
-    """Changes when a package in this folder of `sys.path` comes, goes or offers something else; nothing is read."""
-    found: list[object] = [folder]
+    """Changes when a package in this folder of `sys.path` comes or goes; nothing is read. Two changes may fall into one
+    tick of the disk's clock, so a folder that has just changed is listed too."""
     try:
-        names = sorted(name for name in os.listdir(folder or ".") if name.lower().endswith(("dist-info", "egg-info")))
-        at = [f"{folder or '.'}/{name}/entry_points.txt" for name in names]
-    except NotADirectoryError:  # a zip file
-        at = [folder]
+        state = os.stat(folder or ".")
+        found: list[object] = [folder, state.st_dev, state.st_ino, state.st_mtime_ns]
+        if abs(time.time_ns() - state.st_mtime_ns) < YOUNG and not os.path.isfile(folder):
+            for name in sorted(os.listdir(folder or ".")):
+                if name.lower().endswith(("dist-info", "egg-info")):
+                    found.append(name)
+                    with contextlib.suppress(OSError):  # many packages offer nothing
+                        offers = os.stat(os.path.join(folder, name, "entry_points.txt"))
+                        found += [offers.st_ino, offers.st_mtime_ns, offers.st_size]
+        return tuple(found)
     except (OSError, ValueError, TypeError):  # nothing that could be installed there
-        at = []
-    for path in at:
-        found.append(path)
-        with contextlib.suppress(OSError):  # many packages offer nothing
-            state = os.stat(path)
-            found += [state.st_mtime_ns, state.st_ino, state.st_size]
-    return tuple(found)
+        return (folder,)
 
 
 @lru_cache(maxsize=64)
 def _read(kind: str, ask: Ask, installed: tuple[object, ...]) -> tuple[tuple[Plugin, EntryPoint], ...]:
     importlib.invalidate_caches()  # a package that has just come is not yet in importlib's own lists of folders
+    MetadataPathFinder().invalidate_caches()  # nor in these, which Python 3.11 leaves out
     found = []
     seen = set()
     for entry in _entry_points(f"asrkit.{kind}", ask):
