@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -489,16 +488,14 @@ PIECES = [piece.replace("|", " ") for piece in WORDS.split()] + [
 
 @pytest.mark.fault
 def test_random_text_never_raises_anything_else(tmp_path: Path) -> None:
-    """A second of random and half-sensible text, as a recipe, as an option's value and as an option's path."""
+    """Random and half-sensible text, as a recipe, as an option's value and as an option's path."""
     path, fixed = tmp_path / "fuzz.yaml", tmp_path / "x.yaml"
     fixed.write_text("a: 1\nb: {c: [!ref <a>]}\n")
-    end, accepted = time.monotonic() + 1.0, [0]
+    accepted = [0]
 
     @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text() | st.binary())
     def run(text: str | bytes) -> None:
-        if time.monotonic() > end:
-            return
         path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
         attempts: list[tuple[Path, list[tuple[str, str]]]] = [(path, [])]
         if isinstance(text, str):
