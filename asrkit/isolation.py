@@ -12,12 +12,10 @@ import contextlib
 import io
 import json
 import os
-import select
 import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -83,12 +81,16 @@ class _Child:
             process = self.process if self.process is not None and self.process.poll() is None else self._start()
             assert process.stdin is not None
             assert process.stdout is not None
+            watch = threading.Timer(SECONDS, process.kill)  # whatever it does or leaves undone: then the pipes end
+            watch.start()
             try:
                 _send(process.stdin, request.encode(), data)
-                reply, samples = _receive(process.stdout, time.monotonic() + SECONDS)
+                reply, samples = _receive(process.stdout)
                 more = False if "error" in reply else bool(reply["more"])
             except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
                 raise self._died(what, error) from error
+            finally:
+                watch.cancel()
         if "error" in reply:
             raise AudioError(
                 str(reply["error"]), fix="convert it to flac", reason=str(reply.get("reason", "not_audio"))
@@ -153,10 +155,8 @@ def _send(stream: IO[bytes], head: bytes, body: Any) -> None:
     stream.flush()
 
 
-def _receive(stream: IO[bytes], until: float) -> tuple[dict[str, Any], np.ndarray]:
+def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], np.ndarray]:
     """The reply of a child, which may be anything: sizes are looked at before memory is taken for them."""
-    if not select.select([stream], [], [], max(0.0, until - time.monotonic()))[0]:
-        raise EOFError("no reply in time")
     reply = json.loads(_exactly(stream, min(REPLY, _HEAD.unpack(_exactly(stream, _HEAD.size))[0])))
     if not isinstance(reply, dict) or "error" in reply:
         return dict(reply), np.zeros((0, 1), np.float32)

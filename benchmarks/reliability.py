@@ -4,6 +4,7 @@
     python benchmarks/reliability.py --soak             # 500 kills and what else takes long, too
     python benchmarks/reliability.py --peer FILE.json   # SpeechBrain's column from an earlier faults_peer.py
     python benchmarks/reliability.py --junit FILE.xml   # results of an earlier `pytest -m fault --junitxml FILE.xml`
+    python benchmarks/reliability.py --junit ALL.xml AGAIN.xml   # a test that is in several counts as in the last
 
 A row belongs to every test named test_<row>_..., wherever it lies.
 """
@@ -29,10 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Reliability: what goes wrong, and what asrkit does then
 
 Written by `python benchmarks/reliability.py` on {day} from the tests named after each row (`tests/faults/`): {total}
-fault tests in {seconds:.0f} s, {cores} cores ({machine}), torch {torch}. Each asserts how it ended (exit and reason
-code), what is on disk afterwards, and that a healthy run then succeeds; the faults are those of
-`asrkit.testing.faults`, which your own tests can use as well. Beside it, by `benchmarks/faults_peer.py`: what
-SpeechBrain {speechbrain} does on the same fault, with a trainer of the same layers written as its recipes are. "not
+fault tests in {seconds:.0f} s of wall time beside whatever else the machine did, {cores} cores ({machine}), torch
+{torch}. Each asserts how it ended (exit and reason code), what is on disk afterwards, and that a healthy run then
+succeeds; the faults are those of `asrkit.testing.faults`, which your own tests can use as well. Beside it, by
+`benchmarks/faults_peer.py`: what SpeechBrain {speechbrain} does on the same fault, with a trainer of the same layers
+written as its recipes are. "not
 run": the row was not tried on SpeechBrain, or does not apply to it.
 """
 
@@ -61,10 +63,11 @@ def run_tests(marker: str, junit: Path) -> None:
     subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False)
 
 
-def read_junit(path: Path) -> tuple[dict[str, Outcome], Outcome, list[str]]:
-    """Outcome by row, of all tests together, and what soak tests have printed."""
+def read_junit(*paths: Path) -> tuple[dict[str, Outcome], Outcome, list[str]]:
+    """Outcome by row, of all tests together, and what soak tests have printed; of a test in several files the last."""
     rows, total, said = {row: Outcome() for row in ROWS}, Outcome(), []
-    for case in ElementTree.parse(path).iter("testcase"):
+    cases = [case for path in paths for case in ElementTree.parse(path).iter("testcase")]
+    for case in {(case.get("classname"), case.get("name")): case for case in cases}.values():
         name = case.get("name", "")
         match = re.match(r"test_([scndxi]\d\d)_", name)
         kind = "passed"
@@ -120,14 +123,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
     parser.add_argument("--peer", type=Path)
-    parser.add_argument("--junit", type=Path)
+    parser.add_argument("--junit", type=Path, nargs="+")
     parser.add_argument("--soak", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         junit, peer, soak = args.junit, args.peer, old_soak(args.output)
         if junit is None:
-            junit = Path(folder) / "fault.xml"
-            run_tests("fault and not soak", junit)
+            junit = [Path(folder) / "fault.xml"]
+            run_tests("fault and not soak", junit[0])
         if peer is None:
             peer = Path(folder) / "peer.json"
             subprocess.run(
@@ -136,7 +139,7 @@ def main() -> None:
         if args.soak:
             run_tests("soak", Path(folder) / "soak.xml")
             soak = read_junit(Path(folder) / "soak.xml")[2]
-        rows, total, _ = read_junit(junit)
+        rows, total, _ = read_junit(*junit)
         args.output.write_text(page(rows, total, json.loads(peer.read_text(encoding="utf-8")), soak), encoding="utf-8")
     print(f"{args.output}: {total}, {total.seconds:.0f} s")
     sys.exit(1 if total.failed else 0)

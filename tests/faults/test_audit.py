@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,17 @@ def test_security_names_real_tests() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py"))
     assert len(named) > 20
     assert [name for name in sorted(named) if f"def {name}(" not in source] == []
+
+
+def test_the_page_of_all_rows_is_of_today() -> None:
+    """docs/reliability.md has a line for every row, as benchmarks/fault_rows.py has it, and each of them was tested."""
+    root = Path(__file__).resolve().parents[2]
+    rows = runpy.run_path(str(root / "benchmarks" / "fault_rows.py"))["ROWS"]
+    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    told = {cells[0]: cells[1:4] for cells in re.findall(r"(?m)^\| ([A-Z]\d\d) \| (.*?) \| (.*?) \| (.*?) \|", page)}
+    source = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py"))
+    assert sorted(told) == sorted(rows)
+    for row, (fault, promise) in rows.items():
+        assert told[row][:2] == (fault.replace("|", "/"), promise.replace("|", "/"))
+        assert re.fullmatch(r"\d+ passed(, \d+ skipped)?", told[row][2]), f"{row}: {told[row][2]}"
+        assert f"def test_{row.lower()}_" in source

@@ -684,6 +684,32 @@ def test_x11_isolated_decoding(toy: Toy, tmp_path: Path, capsys: Capture, monkey
     assert transcribes(toy, capsys) == text
 
 
+TAKEN_OVER = {  # what a child may do that nobody has to wait for
+    "reads nothing": "import time; time.sleep(60)",
+    "says nothing": "import sys, time; sys.stdin.read(1); time.sleep(60)",
+    "half a reply": "import sys, time; sys.stdout.write('ab'); sys.stdout.flush(); time.sleep(60)",
+    "a byte now and then": "import sys, time\nwhile 1: sys.stdout.write('\\1'); sys.stdout.flush(); time.sleep(0.3)",
+}
+
+
+@pytest.mark.parametrize("script", TAKEN_OVER.values(), ids=list(TAKEN_OVER))
+def test_x11_isolated_decoding_ends_in_time(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """The limit holds for all of an answer, and where the file, longer than a pipe is, stays unread."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(200_000, np.float32), RATE, format="WAV")
+    with isolation.isolated():
+        child = isolation._Child("soundfile")
+        monkeypatch.setitem(isolation._children, (os.getpid(), "soundfile"), child)
+        monkeypatch.setattr(isolation, "SECONDS", 0.5)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        child.process = subprocess.Popen([sys.executable, "-S", "-c", script], **pipes)  # type: ignore[call-overload]
+        begun = time.monotonic()
+        with pytest.raises(AudioError, match="signal 9") as error:
+            read_audio(buffer.getvalue(), RATE)
+        assert error.value.reason == "decoder_died"
+        assert 0.4 < time.monotonic() - begun < 30
+
+
 def model_of(vocabulary: int, **options: Any) -> bytes:
     import sentencepiece
 
