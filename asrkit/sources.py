@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,18 +75,21 @@ def name_of(source: Source) -> str:
 
 def find_audio(inputs: Sequence[str]) -> list[Path]:
     """Files, folders (searched through, by suffix) and glob patterns -> audio files, in the order given, sorted
-    within."""
+    within.
+
+    What has none (a missing file, an empty folder, a pattern that matches nothing) stays as it was given, so that it
+    becomes a result with its status and not a silent gap.
+    """
     found: list[Path] = []
     for given in inputs:
         path = Path(given)
+        files: Iterable[Path] = ()
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
-        elif not path.exists() and any(mark in given for mark in "*?["):
-            base = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else given
-            found += sorted(p for p in base.glob(pattern) if p.is_file())
-        else:
-            found.append(path)  # a missing file becomes a result with its status, not a silent gap
+            files = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        elif not path.exists():
+            matches = glob(given, recursive=True, include_hidden=True)
+            files = (Path(match) for match in matches if os.path.isfile(match))
+        found += sorted(files) or [path]
     return found
 
 

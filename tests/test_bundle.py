@@ -127,6 +127,18 @@ def test_find_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.name for p in find_audio([str(tmp_path / "*.wav"), str(tmp_path / "b.mp3")])] == ["a.wav", "b.mp3"]
     monkeypatch.chdir(tmp_path)
     assert [p.name for p in find_audio(["*.mp3", "missing.wav"])] == ["b.mp3", "missing.wav"]
+    assert [str(p) for p in find_audio(["**/*.FLAC", "dee**/c.FLAC"])] == ["deep/c.FLAC", "deep/c.FLAC"]
+
+
+def test_find_audio_loses_nothing_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever holds no audio stays in its place, so that it gets a status."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "[b].wav", "empty/notes.txt", "d.wav/c.txt", ".hidden.wav"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    given = ["a.wav", "nothing*.mp3", "gone[1].wav", "[b].wav", "empty", "d*.wav", str(tmp_path / "e**.wav"), "[a.wav"]
+    assert [str(p) for p in find_audio(given)] == given
+    assert [str(p) for p in find_audio(["*.wav"])] == [".hidden.wav", "[b].wav", "a.wav"]
 
 
 def edit(config: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:

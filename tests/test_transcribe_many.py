@@ -235,6 +235,21 @@ def test_skip_existing_does_the_missing_ones(bundle: Path, clips: Path, tmp_path
     assert (out / "a.txt").read_text() == "mine"
 
 
+def test_an_input_without_audio_is_a_line_beside_the_rest(
+    bundle: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips)
+    (clips / "none").mkdir()
+    inputs = ["*.nothing", "a.wav", "gone[1].wav", "none"]
+    command = ["transcribe", "--model", str(bundle), *inputs, "--format", "jsonl,txt"]
+    assert main([*command, "--output-dir", str(tmp_path / "out")]) == 3
+    found = records(tmp_path / "out" / "transcripts.jsonl")
+    assert [(record["source"], record["status"]) for record in found] == [
+        ("*.nothing", "missing"), ("a.wav", "ok"), ("gone[1].wav", "missing"), ("none", "not_audio"),
+    ]  # fmt: skip
+    assert "3 of 4 inputs were not transcribed: 2 missing, 1 not_audio" in capsys.readouterr().err
+
+
 def given(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
 
@@ -301,6 +316,7 @@ def test_tables(bundle: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -
         (["a.wav", "--format", "doc"], "error[format]"),
         (["a.wav", "b.wav", "--format", "srt"], "give --output-dir"),
         (["a.wav", "--format", "txt,srt"], "give --output-dir"),
+        (["a.wav", ""], "an input without a name"),
         (["-", "a.wav"], "`-` beside other inputs"),
         (["a.wav", "--resume"], "--resume without --output-dir"),
         (["a.wav", "--skip-existing"], "--skip-existing without --output-dir"),

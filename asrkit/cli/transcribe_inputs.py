@@ -29,18 +29,23 @@ class Clip:
 
 
 def find_clips(inputs: list[str]) -> list[Clip]:
-    """The clips of files, folders (by suffix), patterns and tables (a column `path`), in the order given."""
+    """The clips of files, folders (by suffix), patterns and tables (a column `path`), in the order given.
+
+    Raises RecipeError (`usage`) for an empty name, and what `read_table` raises.
+    """
     from asrkit.tables import SUFFIXES
     from asrkit.transcribe import find_audio
 
     found: list[Clip] = []
     for given in inputs:
+        if not given:  # Path("") is the working directory
+            raise RecipeError("an input without a name", fix='is the variable of "$NAME" set?', reason="usage")
         path = Path(given)
         if path.suffix.lower() in SUFFIXES and path.is_file():
             found += [Clip(clip, str(clip), Path(clip.name)) for clip, _ in read_table(path)]
             continue
         for file in find_audio([given]):
-            place = file.relative_to(path) if path.is_dir() else Path(file.name)
+            place = file.relative_to(path) if path.is_dir() and file != path else Path(file.name)
             found.append(Clip(file, str(file), place))
     return found
 
