@@ -138,7 +138,7 @@ class Aligner:
             try:
                 yield self.align(source, text, name)
             except AsrkitError as error:
-                yield Alignment(name, text, status=error.reason or "error", message=error.what)
+                yield Alignment.failed(name, error, text)
 
 
 def read_text(given: str) -> str:

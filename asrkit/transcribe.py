@@ -128,7 +128,7 @@ class Transcriber:
         try:
             return self._open(source)
         except AsrkitError as error:
-            return _failed(name_of(source), error)
+            return Transcript.failed(name_of(source), error)
 
     def _opened(self, sources: Iterable[Source], jobs: int) -> Iterator[Input | Transcript]:
         """Inputs in their order, decoded by `jobs` threads."""
@@ -159,7 +159,7 @@ class Transcriber:
                 try:
                     (results[index],) = self._run([given], heard)
                 except AsrkitError as error:  # damage beyond its beginning
-                    results[index] = _failed(given.name, error)
+                    results[index] = Transcript.failed(given.name, error)
         yield from (results[index] for index in range(len(window)))
 
     def _run(self, inputs: list[Input], heard: Heard | None = None) -> list[Transcript]:
@@ -267,10 +267,6 @@ class Transcriber:
             for word, first, last in self.tokenizer.word_spans(best.labels)
         )
         return Transcript(name, self.tokenizer.decode(best.labels).strip(), words, round(seconds, 3))
-
-
-def _failed(name: str, error: AsrkitError) -> Transcript:
-    return Transcript(name, "", status=error.reason or "error", message=error.what)
 
 
 def _silence(name: str, seconds: float, peak: float) -> Transcript:

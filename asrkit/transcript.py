@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
-from asrkit.errors import RecipeError, nearest
+from asrkit.errors import AsrkitError, RecipeError, nearest
 from asrkit.formats import FORMATS
 
 
@@ -20,7 +21,8 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard in one input. `status` is "ok", or the reason code of the error that `message` states.
+    """What was heard in one input. `status` is "ok", or the reason code of the error that `message` states with its
+    fix.
 
     `seconds` is the duration of the input; words are in the order of time. Silence is ok and has no text; the message
     then gives its peak.
@@ -32,6 +34,12 @@ class Transcript:
     seconds: float = 0.0
     status: str = "ok"
     message: str = ""
+
+    @classmethod
+    def failed(cls, source: str, error: AsrkitError, text: str = "") -> Self:
+        """For an input of which nothing was made: the error's reason is the status, the message says the fix too."""
+        message = f"{error.what}; fix: {error.fix}" if error.fix else error.what
+        return cls(source, text, status=error.reason or "error", message=message)
 
     def to(self, form: str) -> str:
         """The transcript as `txt`, `srt`, `vtt`, `tsv`, `json`, `jsonl`, `ctm` or `TextGrid` (asrkit.formats).

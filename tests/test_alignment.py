@@ -118,7 +118,7 @@ def test_a_table_is_aligned_and_bad_rows_stop_nothing(
 ) -> None:
     bundle, _ = trained
     soundfile.write(tmp_path / "good.wav", tones("abe iou", 1), RATE)
-    rows = ["path\tsentence", "good.wav\tAbe iou.", "good.wav\t" + "ab" * 200, "good.wav\tabe 7", "none.wav\ta"]
+    rows = ["path\tsentence", "good.wav\tAbe iou.", "good.wav\t" + "ab" * 200, "good.wav\tabe 7", "no\x1bne.wav\ta"]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     command = ["align", "--model", str(bundle), "--table", str(tmp_path / "pairs.tsv")]
     assert main([*command, "--format", "json"]) == 3
@@ -127,6 +127,8 @@ def test_a_table_is_aligned_and_bad_rows_stop_nothing(
     assert [w["word"] for w in record["words"]] == ["abe", "iou"]
     assert [c["word"] for c in record["characters"]] == list("abeiou")
     assert "400 labels with 0 repeats need 400 frames, T' is" in printed.err
+    assert "check that the text belongs to the recording" in printed.err
+    assert "no\\u001bne.wav cannot be opened: No such file or directory; fix: check the path\n" in printed.err
     assert "3 of 4 clips were not aligned: 1 too_short_for_ctc, 1 unknown_character, 1 missing" in printed.err
     assert main([*command, "--output-dir", str(tmp_path / "out")]) == 3
     assert "same_output" in capsys.readouterr().err

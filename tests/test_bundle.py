@@ -106,6 +106,7 @@ def test_bad_input_in_a_list_stops_nothing(trained: tuple[Result, Path], tmp_pat
     ]
     results = model.transcribe(sources)
     assert [r.status for r in results] == ["empty_file", "ok", "not_audio", "missing", "too_short"]
+    assert results[0].message.endswith("is empty (0 bytes); fix: record or download it again")
     with pytest.raises(AudioError, match="nowhere"):
         model.transcribe(tmp_path / "nowhere.wav")
     with pytest.raises(AudioError, match="shape"):

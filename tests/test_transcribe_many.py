@@ -169,6 +169,17 @@ def test_batches_hold_what_they_may() -> None:
     assert [len(batch) for batch in batches([3.0] * 16, 41.0)] == [13, 3]
 
 
+def test_without_pyav_the_install_line_is_said(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.m4a").write_bytes(audio("m4a", 1))
+    monkeypatch.setattr("asrkit.registry.loadable", lambda kind: {})
+    assert main(["transcribe", "--model", str(bundle), str(tmp_path / "a.m4a")]) == 3
+    said = capsys.readouterr().err
+    assert f"asrkit: needs_pyav: {tmp_path / 'a.m4a'} is m4a, mp4, webm or alike, which needs PyAV; fix: pip " in said
+    assert "pip install 'asrkit[audio]'" in said
+
+
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
     folder = tmp_path / "in"

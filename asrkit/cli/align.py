@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Align everything; one bad pair stops nothing and makes the exit code 3."""
-    from asrkit.cli.common import quiet_libraries
+    from asrkit.cli.common import quiet_libraries, status_line
 
     quiet_libraries()
     from tqdm import tqdm
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     for target, result in zip(targets, tqdm(aligner.stream(pairs), total=len(pairs), disable=quiet), strict=True):
         if result.status != "ok":
             bad[result.status] += 1
-            print(f"asrkit: {result.status}: {result.source}: {result.message}", file=sys.stderr)
+            print(status_line(result), file=sys.stderr)
         elif args.output_dir is not None:
             _write(args.output_dir / target, _formatted(result, args))
         else:

@@ -16,9 +16,12 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from asrkit.errors import RecipeError, printable
+
+if TYPE_CHECKING:
+    from asrkit.transcript import Transcript
 
 
 class _Help(argparse.HelpFormatter):
@@ -114,6 +117,15 @@ def split_overrides(unknown: list[str], known: Collection[str] = ()) -> list[tup
 def one_line(text: object) -> str:
     """The text without line breaks and runs of spaces."""
     return " ".join(str(text).split())
+
+
+def status_line(result: Transcript) -> str:
+    """What is said of an input that failed, as standard error can show it: odd names with escapes."""
+    named = result.message.startswith(result.source)
+    what = result.message if named else f"{result.source}: {result.message}"
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    line = printable(one_line(f"asrkit: {result.status}: {what}"))
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def default_environment() -> None:

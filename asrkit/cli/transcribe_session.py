@@ -7,8 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from asrkit.cli.common import one_line
-from asrkit.errors import printable
+from asrkit.cli.common import status_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +51,7 @@ class Session:
         self.count += 1
         if result.status != "ok":
             self.bad[result.status] += 1
-            line = printable(one_line(f"asrkit: {result.status}: {result.source}: {result.message}"))
-            self.bar.write(_printable(line), file=sys.stderr)
+            self.bar.write(status_line(result), file=sys.stderr)
         if self.folder is not None:
             self.folder.write(index, result)
         elif self.form in ("json", "jsonl") or (result.status == "ok" and self.form != "txt"):
@@ -95,9 +93,3 @@ class Session:
             wrong = sum(self.bad.values())
             print(f"asrkit: {wrong} of {self.count} inputs were not transcribed: {reasons}", file=sys.stderr)
         return bool(self.bad)
-
-
-def _printable(line: str) -> str:
-    """The line as standard error can show it, odd file names with escapes."""
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)
