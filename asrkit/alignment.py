@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from asrkit import registry
-from asrkit.audio import read_audio
 from asrkit.ctc import BLANK, required_frames
 from asrkit.errors import AsrkitError, DataError
 from asrkit.selection import normalized
+from asrkit.sources import Piece, name_of, open_input
 from asrkit.tokenizers import SPACE_MARK
 from asrkit.transcribe import Source, Transcriber, Transcript, Word
 from asrkit.viterbi import lean_path
@@ -110,11 +109,11 @@ class Aligner:
         model has no label for, `unknown_character`.
         """
         model, tokenizer = self.transcriber.model, self.transcriber.tokenizer
-        name = name or (str(source) if isinstance(source, str | Path) else "the clip")
+        name = name or (str(source) if isinstance(source, str | Path | Piece) else "the clip")
         written = normalized(text, self.rules, self.mapping)
         labels = tokenizer.encode(written)
         if not isinstance(source, tuple):
-            source = (read_audio(source, self.transcriber.sample_rate).samples, self.transcriber.sample_rate)
+            source = (open_input(source, self.transcriber.sample_rate).audio.samples, self.transcriber.sample_rate)
         seconds = len(source[0]) / source[1]
         spans = align_labels(self.transcriber.log_probs(source), labels, name)
         step = model.frame_seconds
@@ -134,7 +133,7 @@ class Aligner:
     def stream(self, pairs: Iterable[tuple[Source, str]]) -> Iterator[Alignment]:
         """Alignments of (source, text) pairs in their order; one that fails has its reason code as status."""
         for source, text in pairs:
-            name = str(source) if isinstance(source, str | Path) else "array"
+            name = name_of(source)
             try:
                 yield self.align(source, text, name)
             except AsrkitError as error:
@@ -156,18 +155,3 @@ def read_text(given: str) -> str:
         raise DataError(f"{path} is not UTF-8 text", fix="give the text, or a text file", reason="encoding") from error
     except OSError as error:
         raise storage_error(error, path) from error
-
-
-def read_pairs(table: Path) -> list[tuple[Path, str]]:
-    """Clips and sentences of a table with `path` and `sentence`; clips lie beside it, or in clips/ as in Common
-    Voice."""
-    from asrkit.tables import read_rows
-
-    if not table.is_file():
-        raise DataError(f"{table}: no such file", fix="give a .tsv, .csv or .jsonl table", reason="missing_table")
-
-    def clip(cells: dict[str, Any]) -> Path:
-        beside = table.parent / cells["path"]
-        return beside if beside.is_file() else table.parent / "clips" / cells["path"]
-
-    return [(clip(row.cells), row.cells["sentence"]) for row in read_rows(table, ("path", "sentence"))]

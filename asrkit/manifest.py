@@ -140,9 +140,7 @@ def _may_list_audio(table: Path) -> bool:
 
 def _utterance(row: Row, audio: Path, column: str, split: str, extra: Cells) -> Utterance:
     cells = row.cells
-    start, end = row.number("start") or 0.0, row.number("end")
-    if end is not None and end <= start:
-        raise DataError(f"{row.place}: end {end:g} is not after start {start:g}", reason="bad_number")
+    start, end = row.span()
     claimed = row.number("duration") if "duration" in cells else row.number("duration_s")
     seconds = claimed if end is None else end - start
     piece = f"#{start:.3f}" if "start" in cells or "end" in cells else ""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from asrkit.audio import read_audio
 from asrkit.bundle import Bundle
 from asrkit.decoders import best_paths
 from asrkit.onnx_export import FULL_SCALE, run, session
 from asrkit.scoring import cer, score, wer
+from asrkit.sources import Piece, open_input
 
 Samples = np.ndarray
 
@@ -84,14 +84,19 @@ def sherpa_installed() -> bool:
     return importlib.util.find_spec("sherpa_onnx") is not None
 
 
-def waves(clips: Iterable[Path], sample_rate: int) -> Iterator[Samples]:
+def waves(clips: Iterable[Path | Piece], sample_rate: int) -> Iterator[Samples]:
     """Clips as samples (S,) float32 at this rate. Raises AudioError."""
     for clip in clips:
-        yield read_audio(clip, sample_rate).samples
+        yield open_input(clip, sample_rate).audio.samples
 
 
 def compare(
-    bundle: Bundle, files: dict[str, Path], tokens: Path, target: str, pairs: list[tuple[Path, str]], sherpa: bool
+    bundle: Bundle,
+    files: dict[str, Path],
+    tokens: Path,
+    target: str,
+    pairs: list[tuple[Path | Piece, str]],
+    sherpa: bool,
 ) -> list[dict[str, Any]]:
     """Figures of the model, of every exported file (name -> path) and, with `sherpa`, of these under sherpa-onnx.
 

@@ -1,4 +1,5 @@
-"""What can be transcribed: paths, bytes, open files, arrays; and the audio files among what a command line names."""
+"""What can be transcribed: paths, pieces of files, bytes, open files, arrays; and the audio files among what a command
+line names, or a table."""
 
 from __future__ import annotations
 
@@ -16,14 +17,40 @@ from torch import Tensor
 from asrkit.audio import MAX_PEAK, Audio, read_audio, resample
 from asrkit.audio_stream import audio_blocks
 from asrkit.disk import unreadable
-from asrkit.errors import AudioError
+from asrkit.errors import AudioError, DataError
+from asrkit.tables import read_rows
 
-Source = str | Path | bytes | BinaryIO | tuple[np.ndarray | Tensor, int]
 AUDIO_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au",
     ".m4a", ".m4b", ".mp4", ".webm", ".mkv", ".mka", ".mov", ".3gp", ".aac", ".wma", ".amr",
 )  # fmt: skip
 ARRAY_RATES = (1_000, 1_000_000)  # samples per second that an array may have
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file, from `start` to `end` in seconds (None: its end). Times of its words count from `start`."""
+
+    file: Path
+    start: float
+    end: float | None = None
+
+    @property
+    def place(self) -> Path:
+        """A name of its own beside its file: talk.wav -> talk#1.500-4.000.wav."""
+        end = "" if self.end is None else f"-{self.end:.3f}"
+        return self.file.with_name(f"{self.file.stem}#{self.start:.3f}{end}{self.file.suffix}")
+
+    @property
+    def name(self) -> str:
+        """The last part of `place`, as that of a Path."""
+        return self.place.name
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+
+Source = str | Path | Piece | bytes | BinaryIO | tuple[np.ndarray | Tensor, int]
 
 
 @dataclass(frozen=True)
@@ -34,24 +61,33 @@ class Input:
     source: Path | bytes | None  # what `blocks` reads again; None: it is all in `audio`
     audio: Audio
     long: bool
+    start: float = 0.0  # seconds in `source`
+    end: float | None = None
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All samples as blocks (S,), however many there are; each call begins anew."""
         if self.source is None:
             return iter([self.audio.samples])
-        return audio_blocks(self.source, self.audio.sample_rate)
+        blocks = audio_blocks(self.source, self.audio.sample_rate)
+        if not self.start and self.end is None:
+            return blocks
+        end = None if self.end is None else round(self.end * self.audio.sample_rate)
+        return _between(blocks, round(self.start * self.audio.sample_rate), end)
 
 
-def open_input(source: Source, sample_rate: int, one_pass: int) -> Input:
-    """Decode up to `one_pass` samples. Raises AudioError and StorageError as `read_audio` does, and for arrays
-    `bad_array`, `bad_rate`."""
+def open_input(source: Source, sample_rate: int, one_pass: int | None = None) -> Input:
+    """Decode up to `one_pass` samples (None: all). Raises AudioError and StorageError as `read_audio` does, and for
+    arrays `bad_array`, `bad_rate`."""
     name = name_of(source)
     if isinstance(source, tuple):
         samples, rate = _array(source)
         audio = Audio(resample(samples, rate, sample_rate), sample_rate, rate, 1, ())
-        return Input(name, None, audio, len(audio.samples) > one_pass)
+        return Input(name, None, audio, one_pass is not None and len(audio.samples) > one_pass)
     again: Path | bytes
-    if isinstance(source, str | Path):
+    start, end = 0.0, None
+    if isinstance(source, Piece):
+        again, start, end = source.file, source.start, source.end
+    elif isinstance(source, str | Path):
         again = Path(source)
     elif isinstance(source, bytes):
         again = source
@@ -60,13 +96,14 @@ def open_input(source: Source, sample_rate: int, one_pass: int) -> Input:
             again = source.read()
         except OSError as error:
             raise unreadable(error, name) from error
-    audio = read_audio(again, sample_rate, max_seconds=one_pass / sample_rate)
-    return Input(name, again, audio, "cut" in audio.notes)
+    limit = None if one_pass is None else one_pass / sample_rate
+    audio = read_audio(again, sample_rate, start=start, end=end, max_seconds=limit)
+    return Input(name, again, audio, "cut" in audio.notes, start, end)
 
 
 def name_of(source: Source) -> str:
     """What to call an input in its transcript."""
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path | Piece):
         return str(source)
     if isinstance(source, tuple):
         return "array"
@@ -91,6 +128,36 @@ def find_audio(inputs: Sequence[str]) -> list[Path]:
             files = (Path(match) for match in matches if os.path.isfile(match))
         found += sorted(files) or [path]
     return found
+
+
+def read_clips(table: Path, required: Sequence[str] = ("path",)) -> list[tuple[Path | Piece, str]]:
+    """(clip, sentence or nothing) of the rows of a table; clips lie beside it, or in clips/ as in Common Voice. A row
+    with `start` or `end` is that piece of its clip.
+
+    required: columns that the table must have. Raises DataError: `missing_table`, and what `read_rows` and `Row.span`
+    raise.
+    """
+    if not table.is_file():
+        raise DataError(f"{table}: no such file", fix="give a .tsv, .csv or .jsonl table", reason="missing_table")
+    found: list[tuple[Path | Piece, str]] = []
+    for row in read_rows(table, required):
+        cells, (start, end) = row.cells, row.span()
+        clip = table.parent / cells["path"]
+        if not clip.is_file() and (table.parent / "clips" / cells["path"]).is_file():
+            clip = table.parent / "clips" / cells["path"]
+        whole = not start and end is None
+        found.append((clip if whole else Piece(clip, start, end), cells.get("sentence", "")))
+    return found
+
+
+def _between(blocks: Iterator[np.ndarray], first: int, last: int | None) -> Iterator[np.ndarray]:
+    """Of blocks (S,) the samples from `first` on, up to `last` (None: all)."""
+    begin = 0
+    for block in blocks:
+        yield block[max(0, first - begin) : None if last is None else max(0, last - begin)]
+        begin += len(block)
+        if last is not None and begin >= last:
+            return
 
 
 def _array(source: tuple[Any, ...]) -> tuple[np.ndarray, int]:

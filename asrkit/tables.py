@@ -56,6 +56,13 @@ class Row:
             raise DataError(f"{self.place}: {column} is {cell!r}", possible="a number >= 0", reason="bad_number")
         return value
 
+    def span(self) -> tuple[float, float | None]:
+        """The columns `start` and `end` in seconds; (0, None), the whole recording, where they are absent or empty."""
+        start, end = self.number("start") or 0.0, self.number("end")
+        if end is not None and end <= start:
+            raise DataError(f"{self.place}: end {end:g} is not after start {start:g}", reason="bad_number")
+        return start, end
+
 
 def read_rows(path: Path, required: Sequence[str] = (), skipped: list[int] | None = None) -> Iterator[Row]:
     """The rows of a .tsv, .csv or .jsonl file, one by one.

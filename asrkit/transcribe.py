@@ -22,11 +22,11 @@ from asrkit.errors import AsrkitError, AudioError
 from asrkit.hub_models import HUB, fetch_bundle
 from asrkit.longform import Grid, decode_pieces, joined_log_probs, padded, statistics
 from asrkit.memory import batch_seconds, batches
-from asrkit.sources import AUDIO_SUFFIXES, Input, Source, find_audio, name_of, open_input
+from asrkit.sources import AUDIO_SUFFIXES, Input, Piece, Source, find_audio, name_of, open_input
 from asrkit.transcript import Transcript, Word
 from asrkit.vad import Speech, silero, speech_of
 
-__all__ = ["AUDIO_SUFFIXES", "Source", "Transcriber", "Transcript", "Word", "find_audio", "load"]
+__all__ = ["AUDIO_SUFFIXES", "Piece", "Source", "Transcriber", "Transcript", "Word", "find_audio", "load"]
 
 TOO_SHORT = "shorter than one frame of the model"
 WINDOW, WINDOW_SECONDS = 64, 900.0  # files, and seconds of them, looked at together, so that similar ones share a batch
@@ -74,8 +74,8 @@ class Transcriber:
     def transcribe(self, source: Generator[Any, Any, Any]) -> Iterator[Transcript]: ...
 
     def transcribe(self, source: Any) -> Any:
-        """A path, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them -> list of
-        Transcripts; a generator of them -> iterator of Transcripts, which are made as they are asked for (`stream`).
+        """A path, a Piece of a file, bytes, a file object, or (samples (S,), rate in Hz) -> Transcript; a list of them
+        -> list of Transcripts; a generator of them -> iterator of Transcripts, made as they are asked for (`stream`).
 
         One input that is no audio, or holds no samples, raises AudioError, one that the disk does not let us read
         StorageError; in a list or generator it becomes a Transcript with its status. Sound shorter than one frame of
@@ -120,9 +120,6 @@ class Transcriber:
 
     def _open(self, source: Source) -> Input:
         return open_input(source, self.sample_rate, self.grid.one_pass)
-
-    def _audio(self, source: Source) -> Audio:
-        return self._open(source).audio
 
     def _open_or_say(self, source: Source) -> Input | Transcript:
         try:

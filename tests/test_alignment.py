@@ -138,6 +138,22 @@ def test_a_table_is_aligned_and_bad_rows_stop_nothing(
     assert float(lines[0].split()[0]) == record["characters"][0]["start"]
 
 
+def test_rows_of_a_table_may_be_pieces(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second half is looked for in the second half, not in the whole recording."""
+    one, two = tones("abe", 1), tones("iou", 1)
+    soundfile.write(tmp_path / "talk.wav", np.concatenate([one, two]), RATE, "FLOAT")
+    soundfile.write(tmp_path / "two.wav", two, RATE, "FLOAT")
+    half = len(one) / RATE
+    (tmp_path / "pairs.tsv").write_text(f"path\tsentence\tstart\ntwo.wav\tiou\t\ntalk.wav\tiou\t{half}\n")
+    command = ["align", "--model", str(trained[0]), "--table", str(tmp_path / "pairs.tsv"), "--format", "json"]
+    assert main(command) == 0
+    alone, piece = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert Path(piece["source"]).name == f"talk#{half:.3f}.wav"
+    assert (piece["words"], piece["seconds"]) == (alone["words"], alone["seconds"])
+
+
 def test_one_clip_and_its_text_file(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -426,13 +426,13 @@ def test_arrays_of_any_type_have_their_own_full_scale(trained: tuple[Result, Pat
     """The oracle: soundfile, which reads 0.5 of full scale as 0.5 from any integer type."""
     model = asrkit.load(trained[0].bundle)
     half = {"int16": 1 << 14, "int32": 1 << 30, "int8": 1 << 6, "uint8": 128 + 64}.get(dtype, 0.5)
-    audio = model._audio((np.full(4000, half, dtype), RATE))
+    audio = model._open((np.full(4000, half, dtype), RATE)).audio
     assert audio.samples.dtype == np.float32
     assert audio.samples.tolist() == [0.5] * 4000
     quantized = (wave() * 32768).astype(np.int16)
     buffer = io.BytesIO()
     soundfile.write(buffer, quantized, RATE, format="WAV", subtype="PCM_16")
-    assert np.array_equal(model._audio((quantized, RATE)).samples, model._audio(buffer.getvalue()).samples)
+    assert np.array_equal(model._open((quantized, RATE)).audio.samples, model._open(buffer.getvalue()).audio.samples)
     assert model.transcribe((torch.from_numpy(wave()), RATE)).text == model.transcribe((wave(), RATE)).text
 
 

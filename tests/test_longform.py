@@ -25,6 +25,7 @@ from asrkit.errors import AudioError, RecipeError
 from asrkit.experiment import train
 from asrkit.longform import Grid, decode_pieces
 from asrkit.model import build_model
+from asrkit.sources import Piece
 from asrkit.transcribe import Transcriber
 from asrkit.vad import speech_of
 
@@ -253,6 +254,18 @@ def said(pattern: list[tuple[int, float]]) -> Any:
     """A detector that says this: (chunks, probability)."""
     values = iter([probability for count, probability in pattern for _ in range(count)])
     return lambda _: next(values)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 70.0), (12.5, 75.25), (31.0, None), (80.0, 85.0)])
+def test_a_piece_of_a_long_file_is_that_piece(
+    model: Transcriber, tmp_path: Path, start: float, end: float | None
+) -> None:
+    x = speech(90)
+    soundfile.write(tmp_path / "long.wav", x, RATE, subtype="FLOAT")
+    part = x[round(start * RATE) : None if end is None else round(end * RATE)]
+    found, alone = model.transcribe(Piece(tmp_path / "long.wav", start, end)), model.transcribe((part, RATE))
+    assert found.text
+    assert (found.text, found.words, found.seconds) == (alone.text, alone.words, alone.seconds)
 
 
 def test_stretches_of_speech() -> None:

@@ -316,9 +316,34 @@ def test_tables(bundle: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -
     assert "real-time factor" in said.err
     assert main([*command, "--reference", str(clips / "list.tsv")]) == 0
     assert "WER" in capsys.readouterr().err
-    (clips / "parts.tsv").write_text("path\tstart\tend\nz.wav\t0.1\t0.2\n")
-    assert main([*command, str(clips / "parts.tsv")]) == 3
-    assert "error[segments]: parts.tsv:2 is a part of z.wav" in capsys.readouterr().err
+
+
+def test_pieces_of_files(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows with start and end have the text of the piece as a file of its own, and outputs and references too."""
+    words = ["abe", "iou", "eba"]
+    soundfile.write(tmp_path / "talk.wav", np.concatenate([tones(word, 1) for word in words]), RATE, "FLOAT")
+    ends = np.cumsum([len(tones(word, 1)) for word in words]) / RATE
+    rows = [("", ends[0], "abe"), (ends[0], ends[1], "iou"), (ends[1], "", "eba"), ("", "", "abe"), (9, 10, "a")]
+    lines = [f"talk.wav\t{start}\t{end}\t{text}\n" for start, end, text in rows]
+    (tmp_path / "parts.tsv").write_text("path\tstart\tend\tsentence\n" + "".join(lines))
+    out = tmp_path / "out"
+    command = ["transcribe", "--model", str(bundle), "--reference", str(tmp_path / "parts.tsv")]
+    assert main([*command, "--format", "jsonl,txt", "--output-dir", str(out)]) == 3
+    assert "over 4 references" in capsys.readouterr().err
+    first, second = (f"{end:.3f}" for end in ends[:2])
+    names = [f"talk#0.000-{first}", f"talk#{first}-{second}", f"talk#{second}", "talk", "talk#9.000-10.000"]
+    found = records(out / "transcripts.jsonl")
+    assert [Path(record["source"]).name for record in found] == [f"{name}.wav" for name in names]
+    assert [record["status"] for record in found] == ["ok"] * 4 + ["no_samples"]
+    model = asrkit.load(bundle, device="cpu")
+    alone = [model.transcribe((tones(word, 1), RATE)) for word in words]
+    assert all(one.text for one in alone)
+    assert [record["text"] for record in found[:3]] == [one.text for one in alone]
+    assert [record["seconds"] for record in found[:3]] == [one.seconds for one in alone]
+    assert {path.name for path in out.glob("*.txt")} == {f"{name}.txt" for name in names[:4]}
+    (tmp_path / "wrong.tsv").write_text("path\tstart\tend\ntalk.wav\t2\t1\n")
+    assert main(["transcribe", "--model", str(bundle), str(tmp_path / "wrong.tsv")]) == 3
+    assert "error[bad_number]: wrong.tsv:2: end 1 is not after start 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -332,6 +357,8 @@ def test_tables(bundle: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -
         (["a.wav", "--resume"], "--resume without --output-dir"),
         (["a.wav", "--skip-existing"], "--skip-existing without --output-dir"),
         (["a.wav", "--skip-existing", "--output-dir", "out", "--format", "jsonl"], "use --resume"),
+        (["a.wav", "--first", "0"], "--first: '0'; possible: a whole number from 1"),
+        (["a.wav", "--first", "-2"], "--first: '-2'; possible: a whole number from 1"),
         (["a.wav", "--jobs", "0"], "--jobs 0"),
         (["a.wav", "--batch-seconds", "-1"], "--batch-seconds -1"),
     ],

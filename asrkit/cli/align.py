@@ -8,8 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asrkit.cli.common import count
+
 if TYPE_CHECKING:
     from asrkit.alignment import Alignment
+    from asrkit.sources import Piece
 
 HELP = "find when each word and character of a known text is said, by CTC forced alignment"
 EXAMPLES = """examples:
@@ -29,9 +32,12 @@ def add_parser(subparsers: Any) -> None:
         "--model", required=True, type=Path, metavar="DIR", help="a run's `model` folder, or the run folder"
     )
     parser.add_argument(
-        "--table", type=Path, metavar="TABLE", help="instead of AUDIO TEXT: a table with path and sentence"
+        "--table",
+        type=Path,
+        metavar="TABLE",
+        help="instead of AUDIO TEXT: a table with path and sentence (start, end in seconds: pieces)",
     )
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N rows of the table")
+    parser.add_argument("--first", type=count, metavar="N", help="only the first N rows of the table")
     parser.add_argument(
         "--unit", default="word", choices=("word", "character"), help="what the formats list (default word)"
     )
@@ -68,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format != "words":
         Alignment("", "").to(args.format)  # an unknown format is refused before the work
     pairs = _pairs(args)
-    clips = [clip for clip, _ in pairs]
+    clips = [clip if isinstance(clip, Path) else clip.place for clip, _ in pairs]
     targets = _targets(clips, args.table, args.format) if args.output_dir is not None else clips
     aligner = Aligner(load(args.model, args.device))
     bad: Counter[str] = Counter()
@@ -90,9 +96,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(args: argparse.Namespace) -> list[tuple[Path, str]]:
-    from asrkit.alignment import read_pairs, read_text
+def _pairs(args: argparse.Namespace) -> list[tuple[Path | Piece, str]]:
+    from asrkit.alignment import read_text
     from asrkit.errors import DataError, RecipeError
+    from asrkit.sources import read_clips
 
     if (args.table is None) == (args.audio is None) or (args.audio is None) != (args.text is None):
         raise RecipeError(
@@ -100,7 +107,7 @@ def _pairs(args: argparse.Namespace) -> list[tuple[Path, str]]:
         )
     if args.table is None:
         return [(Path(args.audio), read_text(args.text))]
-    pairs = read_pairs(args.table)[: args.first]
+    pairs = read_clips(args.table, ("path", "sentence"))[: args.first]
     if not pairs:
         raise DataError(f"{args.table} has no rows", reason="no_audio")
     return pairs

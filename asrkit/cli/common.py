@@ -119,6 +119,14 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def count(text: str) -> int:
+    """A whole number from 1, as the type of an option."""
+    number = int(text) if text.strip().isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; possible: a whole number from 1")
+    return number
+
+
 def status_line(result: Transcript) -> str:
     """What is said of an input that failed, as standard error can show it: odd names with escapes."""
     named = result.message.startswith(result.source)

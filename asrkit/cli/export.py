@@ -7,9 +7,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asrkit.cli.common import count
+
 if TYPE_CHECKING:
     from asrkit.bundle import Bundle
     from asrkit.onnx_export import Exported
+    from asrkit.sources import Piece
 
 HELP = "write a trained model as an ONNX file, for onnxruntime and sherpa-onnx"
 EXAMPLES = """examples:
@@ -38,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     onnx.add_argument(
         "--reference", type=Path, metavar="TABLE", help="a table with path and sentence: compare texts on its clips"
     )
-    onnx.add_argument("--first", type=int, metavar="N", help="only the first N rows of the table")
+    onnx.add_argument("--first", type=count, metavar="N", help="only the first N rows of the table")
     onnx.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
@@ -88,15 +91,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(bundle: Bundle, table: Path, first: int | None) -> list[tuple[Path, str]]:
+def _pairs(bundle: Bundle, table: Path, first: int | None) -> list[tuple[Path | Piece, str]]:
     """Clips and their sentences after the model's text rules."""
     from asrkit import registry
-    from asrkit.alignment import read_pairs
     from asrkit.selection import normalized
+    from asrkit.sources import read_clips
 
     text = bundle.config["recipe"]["text"]
     rules, mapping = registry.load("text", text["rules"])(), text.get("map") or {}
-    return [(clip, normalized(sentence, rules, mapping)) for clip, sentence in read_pairs(table)[:first]]
+    clips = read_clips(table, ("path", "sentence"))[:first]
+    return [(clip, normalized(sentence, rules, mapping)) for clip, sentence in clips]
 
 
 def _write(path: Path, data: bytes) -> None:

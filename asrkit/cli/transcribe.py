@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asrkit.cli.transcribe_outputs import Folder
     from asrkit.cli.transcribe_session import Session
 
+from asrkit.cli.common import count
 from asrkit.cli.decoding_options import add_decoding_options, decoder_settings
 
 HELP = "turn audio files into text with a trained model"
@@ -38,7 +39,8 @@ def add_parser(subparsers: Any) -> None:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="audio files, folders, glob patterns, tables with a column `path`; `-`: standard input (audio, or paths)",
+        help="audio files, folders, glob patterns, tables with a column `path` (start, end in seconds: pieces); "
+        "`-`: standard input (audio, or paths)",
     )
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's `model` folder, the run folder, or hf://OWNER/NAME"
@@ -65,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="TABLE",
         help="a table with path and sentence: show each beside the text; without INPUT, its clips are the input",
     )
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N inputs")
+    parser.add_argument("--first", type=count, metavar="N", help="only the first N inputs")
     parser.add_argument(
         "--isolate",
         action="store_true",
@@ -169,8 +171,7 @@ def _clips_of(args: argparse.Namespace) -> list[Clip]:
     if args.inputs or args.reference is None:
         clips = find_clips(args.inputs)
     else:
-        found = references_of(args.reference).values()
-        clips = [Clip(path, str(path), Path(path.name)) for path, _ in found]
+        clips = [Clip(path, str(path), Path(path.name)) for path, _ in references_of(args.reference).values()]
     if not clips:
         raise DataError(
             f"no audio in {', '.join(args.inputs) or 'the command'}",

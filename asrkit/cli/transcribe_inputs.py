@@ -11,9 +11,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from asrkit.errors import DataError, RecipeError
+from asrkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from asrkit.sources import Piece
 
 AT_ONCE = 64  # lines of standard input that are worked on together, where so many have come
 TEXT_CONTROLS = b"\t\n\r"
@@ -23,7 +26,7 @@ TEXT_CONTROLS = b"\t\n\r"
 class Clip:
     """One input: the file, what it is called in results, and its place below the output folder."""
 
-    path: Path
+    path: Path | Piece
     name: str
     place: Path
 
@@ -31,10 +34,10 @@ class Clip:
 def find_clips(inputs: list[str]) -> list[Clip]:
     """The clips of files, folders (by suffix), patterns and tables (a column `path`), in the order given.
 
-    Raises RecipeError (`usage`) for an empty name, and what `read_table` raises.
+    Raises RecipeError (`usage`) for an empty name, and what `read_clips` raises.
     """
+    from asrkit.sources import find_audio, read_clips
     from asrkit.tables import SUFFIXES
-    from asrkit.transcribe import find_audio
 
     found: list[Clip] = []
     for given in inputs:
@@ -42,7 +45,7 @@ def find_clips(inputs: list[str]) -> list[Clip]:
             raise RecipeError("an input without a name", fix='is the variable of "$NAME" set?', reason="usage")
         path = Path(given)
         if path.suffix.lower() in SUFFIXES and path.is_file():
-            found += [Clip(clip, str(clip), Path(clip.name)) for clip, _ in read_table(path)]
+            found += [Clip(clip, str(clip), Path(clip.name)) for clip, _ in read_clips(path)]
             continue
         for file in find_audio([given]):
             place = file.relative_to(path) if path.is_dir() and file != path else Path(file.name)
@@ -50,35 +53,11 @@ def find_clips(inputs: list[str]) -> list[Clip]:
     return found
 
 
-def read_table(table: Path) -> Iterator[tuple[Path, str]]:
-    """(clip, sentence or nothing) of the rows of a table; clips lie beside it, or in clips/ as in Common Voice.
+def references_of(table: Path) -> dict[str, tuple[Path | Piece, str]]:
+    """Name of a clip or a piece of one -> (it, sentence) of a table. Raises what `read_clips` raises."""
+    from asrkit.sources import read_clips
 
-    Raises DataError: `missing_table`, `segments` for rows that are a part of a file, and what `read_rows` raises.
-    """
-    from asrkit.tables import read_rows
-
-    if not table.is_file():
-        raise DataError(f"{table}: no such file", fix="give a .tsv, .csv or .jsonl table", reason="missing_table")
-    for row in read_rows(table, ("path",)):
-        if row.number("start") or row.number("end"):
-            raise DataError(
-                f"{row.place} is a part of {row.cells['path']}: start and end are not for transcribing",
-                fix="cut the files, or leave these columns out to transcribe whole files",
-                reason="segments",
-            )
-        clip = table.parent / row.cells["path"]
-        if not clip.is_file() and (table.parent / "clips" / row.cells["path"]).is_file():
-            clip = table.parent / "clips" / row.cells["path"]
-        yield clip, row.cells.get("sentence", "")
-
-
-def references_of(table: Path) -> dict[str, tuple[Path, str]]:
-    """File name -> (clip, sentence) of a table."""
-    from asrkit.tables import read_rows
-
-    if table.is_file():
-        next(read_rows(table, ("path", "sentence")), None)  # says which column is missing
-    return {clip.name: (clip, sentence) for clip, sentence in read_table(table)}
+    return {clip.name: (clip, sentence) for clip, sentence in read_clips(table, ("path", "sentence"))}
 
 
 class StandardInput:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asrkit.cli.transcribe_outputs import Folder
+    from asrkit.sources import Piece
     from asrkit.transcribe import Transcriber, Transcript
 
 
@@ -45,7 +46,7 @@ class Session:
         took = time.monotonic() - self.begin
         self.bar.set_postfix_str(f"{self.seconds / 60:.1f} min, real-time factor {took / max(self.seconds, 1e-9):.3f}")
 
-    def add(self, index: int, result: Transcript, file: Path) -> None:
+    def add(self, index: int, result: Transcript, file: Path | Piece) -> None:
         """The result of input `index`."""
         self.bar.update()
         self.count += 1
