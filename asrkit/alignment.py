@@ -18,7 +18,7 @@ from asrkit import registry
 from asrkit.ctc import BLANK, required_frames
 from asrkit.errors import AsrkitError, DataError
 from asrkit.selection import normalized
-from asrkit.sources import Piece, name_of, open_input
+from asrkit.sources import name_of, open_input
 from asrkit.tokenizers import SPACE_MARK
 from asrkit.transcribe import Source, Transcriber, Transcript, Word
 from asrkit.viterbi import lean_path
@@ -109,13 +109,12 @@ class Aligner:
         model has no label for, `unknown_character`.
         """
         model, tokenizer = self.transcriber.model, self.transcriber.tokenizer
-        name = name or (str(source) if isinstance(source, str | Path | Piece) else "the clip")
+        name = name or name_of(source)
         written = normalized(text, self.rules, self.mapping)
         labels = tokenizer.encode(written)
-        if not isinstance(source, tuple):
-            source = (open_input(source, self.transcriber.sample_rate).audio.samples, self.transcriber.sample_rate)
-        seconds = len(source[0]) / source[1]
-        spans = align_labels(self.transcriber.log_probs(source), labels, name)
+        audio = open_input(source, self.transcriber.sample_rate).audio
+        seconds = audio.seconds
+        spans = align_labels(self.transcriber.log_probs((audio.samples, audio.sample_rate)), labels, name)
         step = model.frame_seconds
 
         def word(text: str, parts: Sequence[Span]) -> Word:

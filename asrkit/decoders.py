@@ -120,8 +120,14 @@ def build_decoder(
 def check_options(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any], Mapping[str, inspect.Parameter]]:
     """The class of settings {name, options}, the options that are not null, and the parameters of the class.
 
-    Raises RecipeError: `unknown_decoder`, or `unknown_option` for an option that is no parameter.
+    Raises RecipeError: `unknown_key` for another setting, `unknown_decoder`, or `unknown_option` for an option that is
+    no parameter.
     """
+    for key in settings:
+        if key not in ("name", "options"):
+            raise RecipeError(
+                f"decoder setting {key!r}", possible=nearest(key, ("name", "options")), reason="unknown_key"
+            )
     name = settings.get("name", "greedy")
     cls = registry.load("decoders", name)
     options = {key: value for key, value in (settings.get("options") or {}).items() if value is not None}

@@ -76,8 +76,8 @@ class Input:
 
 
 def open_input(source: Source, sample_rate: int, one_pass: int | None = None) -> Input:
-    """Decode up to `one_pass` samples (None: all). Raises AudioError and StorageError as `read_audio` does, and for
-    arrays `bad_array`, `bad_rate`."""
+    """Decode up to `one_pass` samples (None: all). Raises AudioError and StorageError as `read_audio` does, for
+    arrays `bad_array`, `bad_rate`, and for what is none of these `bad_source`."""
     name = name_of(source)
     if isinstance(source, tuple):
         samples, rate = _array(source)
@@ -89,13 +89,8 @@ def open_input(source: Source, sample_rate: int, one_pass: int | None = None) ->
         again, start, end = source.file, source.start, source.end
     elif isinstance(source, str | Path):
         again = Path(source)
-    elif isinstance(source, bytes):
-        again = source
     else:
-        try:
-            again = source.read()
-        except OSError as error:
-            raise unreadable(error, name) from error
+        again = _bytes(source, name)
     limit = None if one_pass is None else one_pass / sample_rate
     audio = read_audio(again, sample_rate, start=start, end=end, max_seconds=limit)
     return Input(name, again, audio, "cut" in audio.notes, start, end)
@@ -105,7 +100,7 @@ def name_of(source: Source) -> str:
     """What to call an input in its transcript."""
     if isinstance(source, str | Path | Piece):
         return str(source)
-    if isinstance(source, tuple):
+    if isinstance(source, tuple | np.ndarray | Tensor):
         return "array"
     return str(getattr(source, "name", "bytes"))
 
@@ -160,6 +155,29 @@ def _between(blocks: Iterator[np.ndarray], first: int, last: int | None) -> Iter
             return
 
 
+def _bytes(source: Any, name: str) -> bytes:
+    """The contents of bytes or of an open binary file. Raises AudioError (`bad_source`) for what is neither."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    what = f"an input of type {type(source).__name__}"
+    if hasattr(source, "read"):
+        try:
+            data = source.read()
+        except OSError as error:
+            raise unreadable(error, name) from error
+        except UnicodeDecodeError:
+            data = ""  # a file of bytes that was opened as text
+        if isinstance(data, bytes):
+            return data
+        what = "an open file that reads as text"
+    raise AudioError(
+        what,
+        possible="a path, a Piece, bytes, an open binary file, or samples with their rate: (samples, 16000)",
+        fix="open files with 'rb'" if hasattr(source, "read") else "give an array as (samples, its rate in Hz)",
+        reason="bad_source",
+    )
+
+
 def _array(source: tuple[Any, ...]) -> tuple[np.ndarray, int]:
     """(samples (S,), rate) as a caller gives them -> float32 samples, full scale 1, and a whole rate.
 
@@ -174,7 +192,9 @@ def _array(source: tuple[Any, ...]) -> tuple[np.ndarray, int]:
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
     samples = np.asarray(given)
     if samples.ndim != 1 or samples.dtype.kind not in "fiu":
-        raise AudioError(f"an array of shape {samples.shape}, {samples.dtype}", possible=possible, reason="bad_array")
+        fix = "average the channels: (samples.mean(axis), rate)" if samples.ndim == 2 else None
+        what = f"an array of shape {samples.shape}, {samples.dtype}"
+        raise AudioError(what, possible=possible, fix=fix, reason="bad_array")
     if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:  # nobody records them, and 16-bit values get into one
         raise AudioError(
             f"an array of {samples.dtype}, whose full scale is anyone's guess",

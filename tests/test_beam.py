@@ -305,6 +305,8 @@ def test_decoders_get_tokenizer_and_options(monkeypatch: pytest.MonkeyPatch, tmp
     assert isinstance(build_decoder("greedy", TOKENIZER), GreedyDecoder)
     with pytest.raises(RecipeError, match="no option 'lm'; possible: no options at all"):
         build_decoder({"name": "greedy", "options": {"lm": "x"}}, TOKENIZER)
+    with pytest.raises(RecipeError, match=r"'option'.*did you mean 'options'"):
+        build_decoder({"name": "beam", "option": {"beam": 5}}, TOKENIZER)
     inside = build_decoder({"name": "guest", "options": {"table": "x"}}, TOKENIZER, inside=tmp_path)
     assert isinstance(inside, Guest)
     assert inside.table == tmp_path / "x"

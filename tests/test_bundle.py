@@ -454,6 +454,12 @@ def test_arrays_of_any_type_have_their_own_full_scale(trained: tuple[Result, Pat
         ((np.zeros(100, bool), RATE), "bad_array"),
         ((np.array(["a"]), RATE), "bad_array"),
         ((wave(), RATE, 1), "bad_array"),
+        (wave(), "bad_source"),
+        (torch.from_numpy(wave()), "bad_source"),
+        ({"array": wave(), "sampling_rate": RATE}, "bad_source"),
+        (None, "bad_source"),
+        (io.StringIO("clip.wav"), "bad_source"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff\xfb")), "bad_source"),
     ],
 )
 def test_bad_arrays(trained: tuple[Result, Path], source: Any, reason: str) -> None:
