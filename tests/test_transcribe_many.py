@@ -227,6 +227,14 @@ def test_resume_gives_what_one_run_gives(
         said = capsys.readouterr().err
         assert (f"{done} of {len(ends)} inputs are there already" in said) == (done > 0)
         assert f"1 of {len(ends)} inputs were not transcribed: 1 not_audio" in said
+    for name in ("a.wav.txt", "deep/a.txt"):
+        (out / name).unlink()
+    later = [*command[:-1], "jsonl,txt,srt", "--output-dir", str(out), "--resume"]
+    assert main(later) == 3  # files that are missing, or of a format that came later, are made from the lines
+    for place in (tmp_path / "whole").rglob("*.txt"):
+        made = out / place.relative_to(tmp_path / "whole")
+        assert made.read_text() == place.read_text()
+        assert made.with_suffix(".srt").is_file()
     assert main([*command, "--output-dir", str(out)]) == 3  # without --resume it begins anew
     assert (out / "transcripts.jsonl").read_bytes() == whole
 

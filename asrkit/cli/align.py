@@ -60,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Align everything; one bad pair stops nothing and makes the exit code 3."""
     from asrkit.cli.common import quiet_libraries, status_line
+    from asrkit.cli.transcribe_outputs import write_file
 
     quiet_libraries()
     from tqdm import tqdm
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             bad[result.status] += 1
             print(status_line(result), file=sys.stderr)
         elif args.output_dir is not None:
-            _write(args.output_dir / target, _formatted(result, args))
+            write_file(args.output_dir / target, _formatted(result, args))
         else:
             if args.format == "words" and len(pairs) > 1:
                 print(f"# {result.source}")
@@ -136,13 +137,3 @@ def _formatted(result: Alignment, args: argparse.Namespace) -> str:
     if args.format != "words":
         return shown.to(args.format)
     return "".join(f"{w.start:9.3f} {w.end:9.3f} {w.confidence:6.4f} {w.word}\n" for w in shown.words)
-
-
-def _write(target: Path, text: str) -> None:
-    from asrkit.disk import storage_error
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise storage_error(error, target) from error

@@ -236,7 +236,9 @@ def _todo(args: argparse.Namespace, clips: list[Clip], folder: Folder, session: 
         todo = []
         for index, clip in enumerate(clips):
             if recorded.get(clip.name):
-                session.recorded(recorded[clip.name].pop(0), clip.path.name)
+                record = recorded[clip.name].pop(0)
+                folder.complete(index, record)
+                session.recorded(record, clip.path.name)
             else:
                 todo.append(index)
     elif args.resume or args.skip_existing:

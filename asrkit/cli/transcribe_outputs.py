@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asrkit.errors import RecipeError, nearest
+from asrkit.errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from asrkit.transcript import Transcript
@@ -93,6 +93,25 @@ class Folder:
             os.truncate(self.lines, good)
         return found
 
+    def complete(self, index: int, record: dict[str, Any]) -> None:
+        """Write those files of a recorded input that are not there, such as those of a format that came later.
+
+        Raises DataError (`bad_line`) for a line that `asrkit transcribe` did not write.
+        """
+        from asrkit.transcript import Transcript, Word
+
+        if not self.formats or self.existing(index):
+            return
+        try:
+            result = Transcript(**{**record, "words": tuple(Word(**word) for word in record.get("words", ()))})
+        except TypeError as error:
+            raise DataError(
+                f"{self.lines}: the line of {record['source']} is no transcript: {error}",
+                fix="give another --output-dir, or begin anew without --resume",
+                reason="bad_line",
+            ) from error
+        self._write_files(index, result)
+
     def begin(self) -> None:
         """Empty the file of JSON lines."""
         if self.lines is not None:
@@ -100,9 +119,7 @@ class Folder:
 
     def write(self, index: int, result: Transcript) -> None:
         """All formats of one result; the JSON line last, so that it says that the others are there."""
-        for form in self.formats:
-            if form in WITH_STATUS or result.status == "ok":  # an empty text would say that nobody spoke
-                write_file(self.files[form][index], result.to(form))
+        self._write_files(index, result)
         if self.lines is None:
             return
         from asrkit.disk import storage_error
@@ -112,6 +129,11 @@ class Folder:
                 file.write(result.to("jsonl").encode())
         except OSError as error:
             raise storage_error(error, self.lines) from error
+
+    def _write_files(self, index: int, result: Transcript) -> None:
+        for form in self.formats:
+            if form in WITH_STATUS or result.status == "ok":  # an empty text would say that nobody spoke
+                write_file(self.files[form][index], result.to(form))
 
 
 def make_folder(folder: Path) -> None:
