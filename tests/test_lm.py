@@ -236,6 +236,16 @@ def test_characters_have_a_mark_for_the_space(tmp_path: Path, capsys: pytest.Cap
     assert "s í ▁" in output.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("order", "said"), [(1, "orders 2 to 6"), (2, "next: "), (6, "next: "), (7, "orders 2 to 6")])
+def test_build_recommends_what_the_search_can_read(
+    order: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("uno dos tres cuatro cinco seis siete ocho\n", encoding="utf-8")
+    command = ["lm", "build", str(tmp_path / "text.txt"), "--output", str(tmp_path / "lm.arpa"), "--order", str(order)]
+    assert main(command) == 0
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

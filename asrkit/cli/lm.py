@@ -119,6 +119,7 @@ def _rules(args: argparse.Namespace) -> tuple[Callable[[str], str], Callable[[st
 
 def _summary(args: argparse.Namespace, model: NgramModel, figures: dict[str, Any]) -> str:
     from asrkit.cli.common import format_table
+    from asrkit.lm.kenlm import KENLM_ORDER
 
     rows = [
         [n, len(level), *(f"{amount:.4f}" for amount in amounts)]
@@ -132,5 +133,8 @@ def _summary(args: argparse.Namespace, model: NgramModel, figures: dict[str, Any
         lines.append(f"no sentence has n-grams of order {model.order + 1}")
     size = f"{figures['bytes'] / 1e6:.1f} MB"
     lines.append(f"{args.output}: {figures['sentences']} sentences, {args.unit}, order {model.order}, {size}")
-    lines.append(f"next: asrkit tune-decoder RUN --lm {args.output}")
+    if 2 <= model.order <= KENLM_ORDER:
+        lines.append(f"next: asrkit tune-decoder RUN --lm {args.output}")
+    else:
+        lines.append(f"for other programs: asrkit's beam search reads orders 2 to {KENLM_ORDER}")
     return "\n".join(lines)
