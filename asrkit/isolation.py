@@ -207,7 +207,7 @@ def _serve(name: str) -> None:
             frames, channels = got.samples.shape
             reply = {"frames": frames, "channels": channels, "rate": got.rate, "claimed": got.claimed}
             reply |= {"problem": got.problem, "more": got.more}
-            _send(stdout, json.dumps(reply).encode(), np.ascontiguousarray(got.samples).data.cast("B"))
+            _send(stdout, json.dumps(reply).encode(), np.ascontiguousarray(got.samples).reshape(-1).view(np.uint8).data)
 
 
 def _about(what: str, request: dict[str, Any]) -> str:

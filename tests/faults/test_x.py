@@ -634,6 +634,17 @@ def test_x11_aiff_headers_where_nobody_looks() -> None:
     assert [reason_of(data) for data in good] == [""] * 4
 
 
+def test_x11_isolated_decoding_of_nothing() -> None:
+    """A file without samples, or a piece beyond its end, is that, and no dead child; the next one is read."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(RATE), RATE, format="WAV")
+    with isolation.isolated():
+        with pytest.raises(AudioError) as error:
+            read_audio(file.getvalue(), RATE, start=9.0)
+        assert error.value.reason == "no_samples"
+        assert len(read_audio(file.getvalue(), RATE).samples) == RATE
+
+
 def test_x11_isolated_decoding(toy: Toy, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--isolate`: the same text from a child that has no secrets and no rights, and whose death is one bad file."""
     monkeypatch.setenv("ASRKIT_TEST_SECRET", "secret")
