@@ -302,6 +302,14 @@ def test_paths_from_standard_input(
     assert capsys.readouterr().out == f"a.wav: {found[1]['text']}\n"
 
 
+def test_nothing_on_standard_input_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(monkeypatch, b"")
+    assert main(["transcribe", "--model", str(tmp_path), "-"]) == 3
+    assert "error[no_audio]: standard input is empty" in capsys.readouterr().err
+
+
 def test_a_line_is_answered_before_the_next_one_comes() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as pipe:

@@ -127,6 +127,8 @@ def _run(args: argparse.Namespace) -> int:
             return _transcribe(args, formats or ["txt"], [Clip(file, "stdin", Path("stdin.audio"))])
         finally:
             file.unlink(missing_ok=True)
+    if not given.head:  # of a program that failed before the pipe
+        raise DataError("standard input is empty", possible="audio, or a path per line", reason="no_audio")
     _check_terminal(args, formats or ["jsonl"], 2)
     if args.output_dir is not None:
         raise RecipeError(
