@@ -200,13 +200,16 @@ def _run_trusted(references: References) -> dict[str, Any]:
     class Loader(ruamel.yaml.Loader):
         """Fresh for every recipe: HyperPyYAML registers its constructors on the class it is given, for good."""
 
+    resolvers = ruamel.yaml.resolver.implicit_resolvers  # of all loaders; a second "!tuple" there would hide the first
+    known = len(resolvers)
     constructors = yaml.constructor.BaseConstructor, ruamel.yaml.constructor.BaseConstructor
     defaults = [constructor.construct_object.__defaults__ for constructor in constructors]
     try:
         data = load_hyperpyyaml(text, loader=Loader)
     except Exception as error:  # whatever the recipe's own code raises
         raise RecipeError(f"the trusted recipe fails: {type(error).__name__}: {error}", reason="trusted") from error
-    finally:  # which it leaves changed when the recipe fails
+    finally:  # it leaves the first changed, and where the recipe fails the others too
+        del resolvers[known:]
         for constructor, default in zip(constructors, defaults, strict=True):
             constructor.construct_object.__defaults__ = default
     return data

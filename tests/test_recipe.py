@@ -351,7 +351,7 @@ def _registered() -> list[int]:
         len(table)
         for loader in loaders
         for table in (loader.yaml_constructors, loader.yaml_multi_constructors)  # type: ignore[attr-defined]
-    ]
+    ] + [len(ruamel.yaml.resolver.implicit_resolvers)]
 
 
 @pytest.mark.fault
@@ -418,6 +418,7 @@ def test_a_trusted_recipe_is_a_program(write: Write) -> None:
     assert data["counter"]["a"] == 5
     assert (data["pair"], data["where"], data["word"], data["exp"]) == ((3, 4), "x/5/y", "yes", "1e-3")
     assert data["parts"]["mine"] == 4
+    assert load_recipe(path, [("size", "5")], trust=True)["pair"] == (3, 4)  # the second one in a process, too
     assert _registered() == before
     with pytest.raises(RecipeError, match="'siz' is not a key"):
         load_recipe(path, [("siz", "5")], trust=True)
