@@ -4,8 +4,8 @@
 
 Prints milliseconds of CPU per second of audio (medians of alternated repeats) and their ratio; below 1 asrkit is
 the faster one. All make 80 mel bands from 25 ms windows every 10 ms at 16 kHz through an FFT of 512. kaldi-native-fbank
-takes part where it is installed (`pip install kaldi-native-fbank`); its frames, asked for one by one as its interface has it,
-are then compared with asrkit's.
+takes part where it is installed (`pip install kaldi-native-fbank`); its frames, asked for one by one as its interface
+has it, are then compared with asrkit's.
 """
 
 from __future__ import annotations

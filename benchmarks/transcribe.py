@@ -71,7 +71,7 @@ def both_models(width: int, folder: Path) -> tuple[Transcriber, EncoderASR]:
     tokenizer = CharacterTokenizer(LETTERS + " ")
     ours = build_model(recipe, tokenizer.size)
     facts = {"metrics": {}, "splits": {}, "excluded": {}, "leakage": "", "source_rates": {}}
-    save_bundle(folder / "model", ours, tokenizer, recipe, facts, "")
+    save_bundle(folder / "model", ours, tokenizer, recipe, facts)
     features = recipe["features"]["options"]["size"]
     layers = Model(recipe["layers"], "none", features, tokenizer.size)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (ours.acoustic, layers)]
