@@ -146,7 +146,9 @@ def test_transcribing_goes_on_after_a_file_that_cannot_be_read(
     said = capsys.readouterr()
     records = [json.loads(line) for line in said.out.splitlines()]
     assert [record["status"] for record in records] == ["ok", "unreadable", "ok"]
-    assert said.err.splitlines()[0].startswith(f"asrkit: unreadable: {files[1]} cannot be read: Input/output error; fix: ")
+    assert said.err.splitlines()[0].startswith(
+        f"asrkit: unreadable: {files[1]} cannot be read: Input/output error; fix: "
+    )
 
 
 def test_equal_files_are_not_judged_by_a_file_that_cannot_be_read(
