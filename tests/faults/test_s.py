@@ -773,8 +773,6 @@ def test_s14_out_of_memory_names_the_batch_and_a_size_that_fits(trial: Trial) ->
             real(brain)
             used, held = size(), []
             while size() <= used:  # what tests before have freed counts as used, and would make room under the limit
-                size() <= used
-            ):  # what the tests before have freed counts as used, and would make room under the limit
                 held.append(torch.empty(1 << 18))
             vars(brain)["held"] = held
             resource.setrlimit(resource.RLIMIT_AS, (size() + 120 * 2**20, size() + 120 * 2**20))
