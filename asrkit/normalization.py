@@ -5,7 +5,8 @@ T frames, C features; a mask (B, T) says which frames are real. Padding enters n
 every output. Moments, running moments and several processes: `asrkit.moments`; norms of single frames: `asrkit.rows`.
 
 A norm is bound by memory, not by arithmetic. On a CPU `standardize` goes utterance by utterance over the real frames
-(padding is not even read), keeps nothing but x for the backward pass, and makes no tensor of its size but the result.
+(padding is not even read), or with moments of every step through all utterances at once (padding is read, and zeroed
+after), keeps nothing but x for the backward pass, and makes no tensor of its size but the result.
 """
 
 from __future__ import annotations

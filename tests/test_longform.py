@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from toy import LETTERS, RATE, make_corpus, tones, toy_recipe
+from toy import LETTERS, RATE, tones, trained_bundle
 
 import asrkit
 from asrkit.audio import read_audio, resample
@@ -22,7 +22,6 @@ from asrkit.audio_stream import Resampler, audio_blocks
 from asrkit.ctc import BLANK
 from asrkit.decoders import GreedyDecoder
 from asrkit.errors import AudioError, RecipeError
-from asrkit.experiment import train
 from asrkit.longform import Grid, decode_pieces
 from asrkit.model import build_model
 from asrkit.sources import Piece
@@ -40,12 +39,7 @@ SECTIONS = {
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned to read tones."""
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = toy_recipe(
-        folder, make_corpus(folder / "cv"), ("training.epochs", 25), ("training.evaluate_every", 25),
-        ("training.checkpoint_every", 25),
-    )  # fmt: skip
-    return train(recipe, "", folder / "run", say=lambda _: None).bundle
+    return trained_bundle(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ import soundfile
 import srt
 import textgrids
 from test_av_reader import encode
-from toy import RATE, make_corpus, tones, toy_recipe
+from toy import RATE, tones, trained_bundle
 
 import asrkit
 from asrkit.cli import main
 from asrkit.cli.transcribe_inputs import StandardInput
-from asrkit.experiment import train
 from asrkit.memory import batches
 from asrkit.transcribe import Transcriber
 
@@ -33,12 +32,7 @@ ODD = ["a b.wav", "-x.wav", "new\nline.wav", "quote\"'.wav", "ñandú 日本.wav
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained until it hears the tones."""
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = toy_recipe(
-        folder, make_corpus(folder / "cv"), ("training.epochs", 25), ("training.evaluate_every", 25),
-        ("training.checkpoint_every", 25),
-    )  # fmt: skip
-    return train(recipe, "", folder / "run", say=lambda _: None).bundle
+    return trained_bundle(tmp_path_factory.mktemp("trained"))
 
 
 def audio(form: str, seed: int) -> bytes:

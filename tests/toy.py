@@ -109,3 +109,14 @@ def sigterm_after(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CTCBrain, "_update", update_then_signal)
         yield
+
+
+def trained_bundle(folder: Path) -> Path:
+    """The model folder of a toy run that has learned to read tones."""
+    from asrkit.experiment import train
+
+    recipe = toy_recipe(
+        folder, make_corpus(folder / "cv"), ("training.epochs", 25), ("training.evaluate_every", 25),
+        ("training.checkpoint_every", 25),
+    )  # fmt: skip
+    return train(recipe, "", folder / "run", say=lambda _: None).bundle
