@@ -243,7 +243,9 @@ def _finish(
         "licence": recipe["data"]["licence"],
         "longest_seconds": recipe["data"]["max_seconds"],
         "source_rates": source_rates(prepared.splits["train"].utterances),
-        "metrics": {k: v for k, v in figures.items() if k not in ("seconds", "frames_per_second", "memory_mb")},
+        "metrics": {
+            k: v for k, v in figures.items() if k not in ("seconds", "cpu_seconds", "frames_per_second", "memory_mb")
+        },
     }
     if scored and "dev" in prepared.splits:
         device = str(brain.device)

@@ -184,6 +184,7 @@ class CTCBrain(sb.Brain):
         self.meter = Meter(**position.meter)
         self.sampler.set_epoch(epoch, position.batch)
         started = last_saved = time.monotonic()
+        cpu = time.process_time()
         seen = self.meter.frames
         bar = tqdm(
             total=len(batches), initial=position.batch, desc=f"epoch {epoch}", unit="batch", leave=False,
@@ -215,7 +216,7 @@ class CTCBrain(sb.Brain):
                     last_saved = time.monotonic()
         if self.model.acoustic.objective is not None:
             self.model.acoustic.objective.end_epoch(self.model.acoustic.head)
-        self.seconds = time.monotonic() - started
+        self.seconds, self.cpu_seconds = time.monotonic() - started, time.process_time() - cpu
         self.frames_per_second = (self.meter.frames - seen) / max(self.seconds, 1e-9)
         self.on_stage_end(Stage.TRAIN, self.meter.nll / max(self.meter.labels, 1), epoch)
 
@@ -391,6 +392,7 @@ class CTCBrain(sb.Brain):
             "order": position.order,
             "norms": self._norm_figures(),
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "frames_per_second": self.frames_per_second,
             "memory_mb": peak_memory(self.device),
         }

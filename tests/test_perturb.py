@@ -230,7 +230,7 @@ def run(folder: Path, corpus: Path, *overrides: tuple[str, Any], output: str) ->
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    times = ("seconds", "frames_per_second", "memory_mb")
+    times = ("seconds", "cpu_seconds", "frames_per_second", "memory_mb")
     return [{k: v for k, v in line.items() if k not in times} for line in MetricsLog.read(folder / "metrics.jsonl")]
 
 

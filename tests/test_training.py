@@ -20,7 +20,7 @@ from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog
 
 ENCODERS = [plugin.name for plugin in list_plugins("encoders") if plugin.package == "asrkit"]
-TIMES = ("seconds", "frames_per_second", "memory_mb")
+TIMES = ("seconds", "cpu_seconds", "frames_per_second", "memory_mb")
 
 
 @pytest.fixture(scope="module")

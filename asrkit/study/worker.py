@@ -213,6 +213,7 @@ def _cost(epochs: list[dict[str, Any]]) -> dict[str, Any]:
     memory."""
     best = min((e for e in epochs if "dev" in e), key=lambda e: e["dev"]["cer"] + 1e-3 * min(e["dev"]["loss"], 100.0),
                default=None)  # fmt: skip
+    cpu = [e.get("cpu_seconds") for e in epochs]
     return {
         "epochs": epochs[-1]["epoch"] if epochs else 0,
         "updates": epochs[-1]["step"] if epochs else 0,
@@ -220,6 +221,7 @@ def _cost(epochs: list[dict[str, Any]]) -> dict[str, Any]:
         "best_epoch": best["epoch"] if best else None,
         "best_dev_loss": best["dev"]["loss"] if best else None,
         "train_seconds": sum(e["seconds"] for e in epochs),
+        "cpu_seconds": None if None in cpu else sum(cpu),
         "memory_mb": max((e["memory_mb"] for e in epochs), default=None),
     }
 
