@@ -281,10 +281,11 @@ def _refuse_objects(value: Any, at: Place = ()) -> None:
 
 
 _ABSENT = object()
+ABSENT = "(absent)"  # in what `differences` says
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What differs, as (dotted path, old value, new value) with values as JSON or "(absent)", in the order of `old`."""
+    """What differs, as (dotted path, old value, new value) with values as JSON or ABSENT, in the order of `old`."""
     found: list[tuple[str, str, str]] = []
 
     def compare(a: Any, b: Any, at: Place) -> None:
@@ -295,7 +296,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
             for i in range(max(len(a), len(b))):
                 compare(a[i] if i < len(a) else _ABSENT, b[i] if i < len(b) else _ABSENT, (*at, i))
         else:
-            texts = ["(absent)" if value is _ABSENT else _json(value) for value in (a, b)]
+            texts = [ABSENT if value is _ABSENT else _json(value) for value in (a, b)]
             if texts[0] != texts[1]:
                 found.append((dotted(at), texts[0], texts[1]))
 

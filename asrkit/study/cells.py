@@ -12,7 +12,8 @@ from typing import Any
 
 from asrkit.disk import atomic_write
 from asrkit.errors import RecipeError, StorageError
-from asrkit.recipe import difference
+from asrkit.recipe import ABSENT, differences
+from asrkit.schema import NEUTRAL
 from asrkit.study.plan import Cell, Study, identity
 
 FORMAT = 1
@@ -95,7 +96,12 @@ def refuse_other_cells(study: Study, folder: Path) -> None:
         task = _read(cell_folder(folder, cell) / "task.json")
         if task is None:
             continue
-        changed = difference(identity(task["settings"]), identity(cell.settings))
+        changed = [
+            f"{path}: {before} -> {after}"
+            for path, before, after in differences(identity(task["settings"]), identity(cell.settings))
+            # A key that asrkit has got since, and that may change between the runs of a folder anyway.
+            if not (before == ABSENT and path in NEUTRAL)
+        ]
         if changed:
             raise RecipeError(
                 f"{cell_folder(folder, cell)} was made with other settings: {'; '.join(changed)}",
