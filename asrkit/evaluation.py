@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from asrkit.batching import BatchSampler, collate
+from asrkit.batching import Batch, BatchSampler, collate
 from asrkit.ctc import BLANK
 from asrkit.decoders import Decoder, GreedyDecoder
+from asrkit.exhaustion import in_parts
 from asrkit.masking import frame_mask
 from asrkit.model import CTCModel
 from asrkit.preparation import Split
@@ -98,10 +99,15 @@ def outputs(
     model.eval().to(device)
     sampler = BatchSampler(split.frames, 40_000, None, "ascending")
     loader = DataLoader(split, batch_sampler=sampler, collate_fn=collate)
+
+    @torch.inference_mode()
+    def look(batch: Batch) -> tuple[Tensor, Tensor]:
+        log_probs, lengths = model.acoustic(batch.features.to(device), batch.lengths.to(device))
+        return log_probs, lengths
+
     for batch in tqdm(loader, desc=f"evaluate {split.name}", unit="batch", disable=not progress, leave=False):
-        with torch.inference_mode():
-            log_probs, lengths = model.acoustic(batch.features.to(device), batch.lengths.to(device))
-        yield batch.rows, log_probs.cpu(), lengths.cpu()
+        for part, (log_probs, lengths) in in_parts(batch, look):
+            yield part.rows, log_probs.cpu(), lengths.cpu()
 
 
 def evaluate(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 from asrkit.batching import Batch
 from asrkit.errors import NumericError
+
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -58,13 +61,42 @@ def out_of_memory(batch: Batch, said: str, attempt: Callable[[Batch], object], d
     )
 
 
+def in_parts(batch: Batch, look: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
+    """What `look` makes of a batch, or of its halves where the whole does not fit into memory, and so on.
+
+    For evaluation alone: there, no utterance's result depends on its batch mates. A single utterance that does not fit
+    raises what `look` raised.
+    """
+    parts = [batch]
+    while parts:
+        part = parts.pop(0)
+        count = len(part.ids)
+        try:
+            found = look(part)
+        except (RuntimeError, MemoryError) as error:
+            if count == 1 or not is_out_of_memory(error):
+                raise
+            found = None
+        if found is None:  # outside the handler, whose traceback would keep the activations alive
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            parts[:0] = [_slice(part, slice(0, count // 2)), _slice(part, slice(count // 2, count))]
+        else:
+            yield part, found
+
+
 def first_of(batch: Batch, count: int) -> Batch:
     """The first utterances of a batch, padded as it is."""
+    return _slice(batch, slice(0, count))
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
     return Batch(
-        batch.features[:count],
-        batch.lengths[:count],
-        batch.targets[:count],
-        batch.target_lengths[:count],
-        batch.ids[:count],
-        batch.rows[:count],
+        batch.features[part],
+        batch.lengths[part],
+        batch.targets[part],
+        batch.target_lengths[part],
+        batch.ids[part],
+        batch.rows[part],
     )

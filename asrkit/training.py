@@ -26,7 +26,7 @@ from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.findings import Finding
 from asrkit.diagnostics.monitor import Monitor
 from asrkit.errors import DataError, NumericError, RecipeError, StoppedError, StorageError
-from asrkit.exhaustion import is_out_of_memory, out_of_memory
+from asrkit.exhaustion import in_parts, is_out_of_memory, out_of_memory
 from asrkit.loading import Loading
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
@@ -262,11 +262,14 @@ class CTCBrain(sb.Brain):
         raise out_of_memory(batch, said[0] if said else "MemoryError", self._attempt, str(self.device))
 
     def _attempt(self, batch: Batch) -> None:
-        """Forward and backward without an update."""
+        """Forward and backward without an update, but with the memory that the first update takes for its averages."""
         self.optimizer.zero_grad(set_to_none=True)
+        slots = 0 if self.optimizer.state else 2
+        spare = [torch.empty_like(p) for p in self.modules.parameters() for _ in range(slots)]
         with self.training_ctx, listening(self.model.acoustic.objective) as inner:
             log_probs, lengths = self.compute_forward(batch, Stage.TRAIN)
         self._losses(batch, log_probs, lengths, inner)[0].sum().backward()
+        del spare
 
     def _fit_batch(self, batch: Batch) -> Tensor:
         if not torch.isfinite(batch.features).all():
@@ -418,13 +421,15 @@ class CTCBrain(sb.Brain):
         meter = Meter()
         self.modules.eval()
         with torch.inference_mode(), self.evaluation_ctx:
-            for batch in loader:
-                batch = batch.to(self.device)
-                log_probs, lengths = self.compute_forward(batch, Stage.VALID)
-                nll = self.compute_objectives((log_probs, lengths), batch, Stage.VALID)
-                meter.add_loss(nll, int(batch.target_lengths.sum()), int(batch.lengths.sum()))
-                meter.add_outputs(log_probs, lengths, [split.texts[row] for row in batch.rows], self.tokenizer)
+            for whole in loader:
+                for batch, (log_probs, lengths, nll) in in_parts(whole.to(self.device), self._look):
+                    meter.add_loss(nll, int(batch.target_lengths.sum()), int(batch.lengths.sum()))
+                    meter.add_outputs(log_probs, lengths, [split.texts[row] for row in batch.rows], self.tokenizer)
         return meter.summary()
+
+    def _look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        log_probs, lengths = self.compute_forward(batch, Stage.VALID)
+        return log_probs, lengths, self.compute_objectives((log_probs, lengths), batch, Stage.VALID)
 
     def _norm_figures(self) -> dict[str, float]:
         """Share of frames that each frame-wise norm served from fallback statistics in the last batch."""

@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return 141  # what the shell reports for other programs whose reader has left
+        if "torch" in sys.modules and _memory_is_full(error):
+            fix = "close what else needs memory, or give smaller batches, shorter clips or a smaller model"
+            return _report(f"asrkit: error[out_of_memory]: {one_line(error) or 'out of memory'}; fix: {fix}", 4, debug)
         return _report(_unexpected(error), 1, debug)
 
 
@@ -159,6 +162,12 @@ def _unknown_argument(word: str, parser: argparse.ArgumentParser) -> RecipeError
         fix=f"see `{parser.prog} --help`",
         reason="unknown_option",
     )
+
+
+def _memory_is_full(error: Exception) -> bool:
+    from asrkit.exhaustion import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _unexpected(error: Exception) -> str:

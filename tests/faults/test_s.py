@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 from stored import RECIPE, latest_step, save, steps
-from trials import Trial, digest, without_times
+from trials import Ended, Trial, digest, without_times
 
 from asrkit import experiment
 from asrkit.checkpoints import FILES, MANIFEST, Checkpoints
@@ -47,7 +46,7 @@ from asrkit.testing.faults import (
     shifted_clock,
     zero_block,
 )
-from asrkit.training import CTCBrain
+from asrkit.training import CTCBrain, Stage
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("quick")]
 
@@ -755,6 +754,20 @@ def _lives(pid: int) -> bool:
 
 # --- S14: memory
 
+# In a process of its own: what other tests have freed would make room under the limit, or splinter it.
+LIMITED = """
+import resource, sys
+from asrkit.cli import main
+from asrkit.training import CTCBrain
+real = CTCBrain.on_fit_start
+def start(brain):
+    real(brain)
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 120 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+CTCBrain.on_fit_start = start
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def test_s14_out_of_memory_names_the_batch_and_a_size_that_fits(trial: Trial) -> None:
     """Under a real limit, twice: the batch that does not fit, and the size that the error proposes."""
@@ -763,23 +776,10 @@ def test_s14_out_of_memory_names_the_batch_and_a_size_that_fits(trial: Trial) ->
         "--training.epochs=1", "--training.optimizer=sgd",
     )  # fmt: skip
 
-    def size() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-    def limited(*more: str, output: str) -> Any:
-        real = CTCBrain.on_fit_start
-
-        def start(brain: CTCBrain) -> None:
-            real(brain)
-            used, held = size(), []
-            while size() <= used:  # what tests before have freed counts as used, and would make room under the limit
-                held.append(torch.empty(1 << 18))
-            vars(brain)["held"] = held
-            resource.setrlimit(resource.RLIMIT_AS, (size() + 120 * 2**20, size() + 120 * 2**20))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CTCBrain, "on_fit_start", start)
-            return trial.child(*options, *more, output=output)
+    def limited(*more: str, output: str) -> Ended:
+        words = [sys.executable, "-c", LIMITED, *trial.words(*options, *more, output=output)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        return Ended(done.returncode, done.stderr)
 
     ended = limited("--training.batch_frames=100000", output="large")
     assert ended.end == (4, "out_of_memory")
@@ -789,6 +789,44 @@ def test_s14_out_of_memory_names_the_batch_and_a_size_that_fits(trial: Trial) ->
     assert steps(trial.folder / "large" / "checkpoints") == []
     fits = ended.error.split("--training.batch_frames=")[1].split()[0]
     assert limited(f"--training.batch_frames={fits}", output="small").code == 0
+
+
+def test_s14_dev_is_looked_at_in_parts_where_a_batch_of_it_does_not_fit(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation has no batch to change results with: it takes halves by itself, down to single clips."""
+    assert trial.train(output="whole").code == 0
+    real, seen = CTCBrain.compute_forward, []
+
+    def narrow(brain: CTCBrain, batch: Any, stage: Any) -> Any:
+        if stage is Stage.VALID:
+            seen.append(len(batch.ids))
+            if len(batch.ids) > 1:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return real(brain, batch, stage)
+
+    monkeypatch.setattr(CTCBrain, "compute_forward", narrow)
+    assert trial.train().code == 0
+    assert max(seen) > 1
+    assert seen.count(1) > 1
+    parts, whole = (
+        [line["dev"] for line in MetricsLog.read(trial.folder / name / "metrics.jsonl") if "dev" in line]
+        for name in ("run", "whole")
+    )
+    for one, other in zip(parts, whole, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_s14_a_full_memory_anywhere_else_is_no_bug(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever asks for memory in vain: exit 4, and words about memory."""
+
+    def full(brain: CTCBrain) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(CTCBrain, "on_fit_start", full)
+    ended = trial.train()
+    assert ended.end == (4, "out_of_memory")
+    assert "smaller batches" in ended.error
 
 
 @pytest.mark.parametrize(
