@@ -398,9 +398,68 @@ class ClaimsBatchStatistics(Frames):
 
 class OtherInTraining(Frames):
     caught_by = "batch_statistics"
+    also: ClassVar[dict[str, str]] = {"running_statistics": "no average settles on it"}
 
     def encode(self, x: Tensor, lengths: Tensor) -> Tensor:
         return super().encode(x, lengths) * (1.1 if self.training else 1.0)
+
+
+class NeverUpdates(Normed):
+    """At test time mean 0 and variance 1, whatever was seen."""
+
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            kept = self.mean.clone(), self.var.clone()
+            y = super().forward(x, mask)
+            self.mean.copy_(kept[0])
+            self.var.copy_(kept[1])
+            return y
+
+    norm_class, caught_by = Norm, "running_statistics"
+
+
+class DeviationForVariance(Normed):
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            kept = self.var.clone()
+            y = super().forward(x, mask)
+            if self.training:  # undo the update, and make it with the root of the batch's variance
+                seen = ((self.var - 0.9 * kept) / 0.1).clamp(min=0.0)
+                self.var.copy_(0.9 * kept + 0.1 * seen.sqrt())
+            return y
+
+    norm_class, caught_by = Norm, "running_statistics"
+
+
+class LosesItsBias(Normed):
+    """In eval only."""
+
+    class Norm(BatchNorm):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = super().forward(x, mask)
+            return y if self.training else (y - self.bias).masked_fill(~mask.unsqueeze(-1), 0.0)
+
+    norm_class, caught_by = Norm, "running_statistics"
+
+
+class SettlesElsewhere(Frames):
+    """An encoder of its own with an average of its input, which a test takes twice."""
+
+    batch_statistics, caught_by = True, "running_statistics"
+    mean: Tensor
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def encode(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mean = 2 * self.mean
+        if self.training and bool(lengths.any()):
+            mean = x[frame_mask(lengths, x.shape[1])].mean()
+            if bool(mean.isfinite()):
+                with torch.no_grad():
+                    self.mean.lerp_(mean.to(self.mean.dtype), 0.1)
+        return super().encode(x - mean, lengths)
 
 
 class FreezesTheLength(Frames):

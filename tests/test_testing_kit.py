@@ -97,6 +97,41 @@ class TestBrokenOnes:
         assert re.search(r"7 more frames of it changes real frames by: 0\.\d+ \(allowed \d\.\de-05\)", result.text)
         assert result.stack in STACKS
 
+    def test_no_deviation_in_the_first_frame_of_a_recurrence(self) -> None:
+        """h_0 = 0: all of it NaN, which the first check says, before others compare with it."""
+
+        class Deviation0(Normed):
+            class Norm(nn.Module):
+                def __init__(self, size: int, eps: float) -> None:
+                    super().__init__()
+
+                def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+                    return x / x.std(-1, keepdim=True)
+
+            norm_class = Norm
+
+        found = failed(check_encoder(Deviation0, checks=["shapes"]))
+        assert found == {"shapes": "recurrent: the output for finite frames: NaN or infinity in it"}
+
+    @pytest.mark.parametrize("momentum", [0.01, 0.1, 1.0])
+    def test_averages_may_take_their_time(self, momentum: float) -> None:
+        """And a variance may be biased or not, as torch's is."""
+
+        class Torchs(nn.Module):
+            def __init__(self, size: int, eps: float) -> None:
+                super().__init__()
+                self.norm = nn.BatchNorm1d(size, eps, momentum)
+
+            def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+                y = torch.zeros_like(x)
+                y[mask] = self.norm(x[mask])
+                return y
+
+        cls = type("OfTorch", (Normed,), {"norm_class": Torchs})
+        result = check_encoder(cls, checks=["running_statistics"])[0]
+        assert result.status == "ok"
+        assert result.measured > 1e-4  # the unbiased variance
+
     def test_scopes_of_the_kit_are_those_of_the_definitions(self) -> None:
         """The kit's own oracle against NumPy's mean and variance, axis by axis, on a batch without padding."""
         import numpy as np

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asrkit.testing.case import LENGTHS, Case
+from asrkit.testing.case import LENGTHS, Case, Output
 
 FRAMES = (1, 2, 3, 4, 5, 7, 8, 11, 12, 16, 17, 23)
 
 
 def check_shapes(case: Case) -> None:
-    """(B, T, F) -> (B, T', output_size) and integer lengths (B,) within 0 to T'."""
+    """(B, T, F) -> (B, T', output_size) and integer lengths (B,) within 0 to T'; finite numbers of finite ones."""
     size = getattr(case.build(), "output_size", None)
     good = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     case.require(good, f"output_size is {size!r} instead of a whole number from 1")
@@ -31,6 +31,7 @@ def check_shapes(case: Case) -> None:
         case.require(frames.shape == lengths.shape, f"lengths have shape {tuple(frames.shape)} instead of (B,)")
         inside = 0 <= int(frames.min()) <= int(frames.max()) <= y.shape[1]
         case.require(inside, f"lengths {frames.tolist()} do not lie within 0 and T' = {y.shape[1]}")
+        case.finite(Output(y, frames.tolist()).real, "the output for finite frames")
 
 
 def check_num_frames(case: Case) -> None:

@@ -51,12 +51,18 @@ CHECKS: dict[str, Check] = {
     "bfloat16": numerics.check_bfloat16,
     "double": numerics.check_double,
     "batch_statistics": numerics.check_batch_statistics,
+    "running_statistics": numerics.check_running_statistics,
     "export": export.check_export,
     "scope": scope.check_scope,
     "hints": hints.check_hints,
 }
 _ORDER = (FAILED, DEVIATION, OK, SKIPPED)
-ONCE = ("norm_derivative", "scope", "hints")  # they look at the norm itself; the stack does not matter
+ONCE = (
+    "norm_derivative",
+    "running_statistics",
+    "scope",
+    "hints",
+)  # they look at the norm itself; the stack does not matter
 
 
 class Kit:

@@ -12,7 +12,7 @@ from asrkit.encoders import Encoder, StackEncoder
 from asrkit.testing import large
 from asrkit.testing.case import LENGTHS, NAN, Case, buffers, gradients
 from asrkit.testing.result import NotApplicable
-from asrkit.testing.scope import MANY, scope_batch
+from asrkit.testing.scope import MANY, SIZE, scope_batch
 
 
 def check_gradients(case: Case) -> None:
@@ -160,3 +160,38 @@ def check_batch_statistics(case: Case) -> None:
     text = "it declares no batch_statistics, but"
     case.close(theirs, mine, 1e-5, f"{text} in training other mates change an utterance by")
     case.close(frozen, mine, 1e-5, f"{text} training and eval differ by")
+
+
+def check_running_statistics(case: Case) -> None:
+    """A test uses what training has seen: after one batch many times over, both give the same frames.
+
+    Of the norm alone, where there is one: inside a recurrence one set of averages may serve steps that training tells
+    apart. Allowed are 5 %, so that a variance may be biased or not.
+    """
+    module, frames = _alone(case)
+    with torch.no_grad():
+        for more in MORE:
+            for _ in range(more):
+                trained = frames(module.train())
+            tested = frames(module.eval())
+            if bool(((tested - trained).abs() < 1e-4).all()):
+                break
+    what = f"after the same batch {sum(MORE)} times in training, eval differs from training by"
+    case.close(tested, trained, 0.05, what)
+
+
+MORE = (1, 9, 90, 900)  # batches until averages are looked at; the last for a momentum of 0.01
+
+
+def _alone(case: Case) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    """A norm with gains and biases of its own, or an encoder that has none; and the real frames it makes of a batch."""
+    encoder, lengths = case.build(), (9, 9, 6, 6)
+    if not isinstance(encoder, StackEncoder):
+        batch = case.batch(lengths)
+        return encoder, lambda module: case.run(cast(Encoder, module), *batch).real
+    norm = encoder.make_norm(SIZE).double()
+    x, mask = (torch.from_numpy(a) for a in scope_batch(SIZE, lengths))
+    for parameter in norm.parameters():
+        if parameter.shape == (SIZE,):
+            parameter.data = torch.linspace(0.5, 2.0, SIZE, dtype=x.dtype)
+    return norm, lambda module: module(x, mask)[mask]
