@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from asrkit.entries import WRAPPED, NormSlot, RecurrentLayer, options_of, signature
+from asrkit.entries import NORM_CONTRACT, WRAPPED, NormSlot, RecurrentLayer, accept_norm, options_of, signature
 from asrkit.errors import AsrkitError, RecipeError, nearest
 from asrkit.layers import (
     ACTIVATIONS,
@@ -197,9 +197,8 @@ class StackEncoder(Encoder):
         return NormSlot(self._made_norm(where, size), size, channels)
 
     def _made_norm(self, where: str, size: int, gain: float | None = None) -> nn.Module:
-        """What `make_norm` returns, with another initial gain if one is given; RecipeError if it is no module."""
+        """What `make_norm` returns, with another initial gain if one is given; RecipeError if that fails."""
         maker = f"{type(self).__module__}.{type(self).__qualname__}.make_norm({size})"
-        contract = "an nn.Module: norm(x (B, T, C), mask (B, T)) -> (B, T, C)"
         options = self.norm
         try:
             if gain is not None:
@@ -211,15 +210,13 @@ class StackEncoder(Encoder):
         except Exception as error:
             raise RecipeError(
                 f"{where}: {maker} fails: {type(error).__name__}: {error}",
-                possible=contract,
+                possible=NORM_CONTRACT,
                 fix="mend the plugin; with --debug you see where it fails",
                 reason="broken_plugin",
             ) from error
         finally:
             self.norm = options
-        if not isinstance(norm, nn.Module):
-            raise RecipeError(f"{where}: {maker} returns {norm!r}", possible=contract, reason="encoder_contract")
-        return norm
+        return accept_norm(norm, f"{where}: {maker}")
 
     # Norms of the weights: `wrap` is told which layer follows a norm.
 

@@ -177,6 +177,16 @@ def loadable(kind: str) -> dict[str, Any]:
     return found
 
 
+def guest_line(error: BaseException) -> str | None:
+    """`my_norm.py:23, in forward`: the innermost line of a guest's code on the way to an error, if there is one."""
+    guests = {p.target.partition(":")[0].partition(".")[0] for p in list_plugins() if p.package != "asrkit"}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in guests:
+            found = f"{Path(frame.f_code.co_filename).name}:{line}, in {frame.f_code.co_name}"
+    return found
+
+
 def _check_api(cls: Any, who: str) -> None:
     api = getattr(cls, "asrkit_api", None)
     if api == API and not isinstance(api, bool):

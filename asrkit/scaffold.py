@@ -120,16 +120,16 @@ _README = """\
 
 A normalization for asrkit: the formula is at the top of `$name.py`.
 
-Install it beside asrkit (`-e`: what you edit works at once), see that it is there, and check it:
+Install it beside asrkit (`-e`: what you edit works at once; `[test]`: pytest), see that it is there, and check it:
 
 ```sh
-pip install -e .
+pip install -e '.[test]'
 asrkit plugins --kind encoders
 asrkit plugins check $name
 pytest
 ```
 
-Train it, and the same recipe without a norm, on speech that is made on your machine:
+Train it, and the same recipe without a norm, on speech that is made on your machine (`pip install 'asrkit[synth]'`):
 
 ```sh
 asrkit data synth --output work/synthetic_es --hours 1 --speakers 56

@@ -222,6 +222,8 @@ class TestUse:
             ({"encoder": "layer_nrm"}, "unknown_encoder"),
             ({"encoder": Frames, "checks": ["paddings"]}, "unknown_check"),
             ({"encoder": Frames, "epsilon": 1.0}, "plugin_option"),
+            ({"encoder": Frames, "eps": -1.0}, "value"),
+            ({"encoder": Frames, "masked": 1}, "value"),
             ({"encoder": nn.Linear}, "encoder_contract"),
         ):
             with pytest.raises(RecipeError) as caught:
@@ -269,6 +271,17 @@ asrkit.register_encoder("wrong")(broken_encoders.Poisoned)
 """
 
 
+WITHOUT_MASK = """
+import asrkit
+import torch
+
+@asrkit.register_encoder("without_mask")
+class WithoutMask(asrkit.StackEncoder):
+    def make_norm(self, size):
+        return torch.nn.LayerNorm(size)
+"""
+
+
 class TestCommand:
     @pytest.fixture
     def plugin(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -295,6 +308,17 @@ class TestCommand:
         assert data["ok"] is False
         assert {result["check"]: result["status"] for result in data["results"]} == {"nan": "failed", "shapes": "ok"}
 
+    def test_one_reason_for_all_is_said_once(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "without_mask.py"
+        path.write_text(WITHOUT_MASK, encoding="utf-8")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry, "_registered", {})
+            assert main(["plugins", "check", "without_mask", "--plugin", str(path)]) == 2
+        out = capsys.readouterr().out
+        assert out.count("whose forward does not take x and mask") == 1
+        assert re.search(r"^nan +FAILED +as shapes$", out, re.MULTILINE)
+        assert out.splitlines()[-1] == f"without_mask: {len(CHECKS)} failed"
+
     def test_options_of_the_norm(self, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["plugins", "check", "sequence_batch_norm", "--only", "padding_train"]
         assert main(words) == 0
@@ -307,6 +331,8 @@ class TestCommand:
         assert out == ""
         assert err.count("norm.groups=3") == 1
         assert "error[groups]" in err
+        assert main([*words, "--norm.eps=-1"]) == 2
+        assert "error[value]: norm.eps = -1; possible: a number above 0" in capsys.readouterr().err
         assert main([*words, "--training.lr=1"]) == 2
         assert "error[unknown_option]: unknown option --training.lr" in capsys.readouterr().err
 

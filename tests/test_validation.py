@@ -323,6 +323,48 @@ class NoMakeNorm(StackEncoder):
     pass
 
 
+class NormWithoutMask(StackEncoder):
+    """What anybody tries first."""
+
+    def make_norm(self, size: int) -> nn.Module:
+        return nn.LayerNorm(size)
+
+
+class NormIsAFunction(StackEncoder):
+    def make_norm(self, size: int) -> Any:
+        return lambda x, mask: x
+
+
+class Tuple(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> Any:
+        return x, mask
+
+
+class NormGivesTwo(StackEncoder):
+    def make_norm(self, size: int) -> nn.Module:
+        return Tuple()
+
+
+class Narrow(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x.mean(-1)
+
+
+class NormLosesAnAxis(StackEncoder):
+    def make_norm(self, size: int) -> nn.Module:
+        return Narrow()
+
+
+class Unlucky(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x / self.deviation  # type: ignore[operator]
+
+
+class NormForwardRaises(StackEncoder):
+    def make_norm(self, size: int) -> nn.Module:
+        return Unlucky()
+
+
 class NotATensor(Encoder):
     def __init__(self, input_size: int, layers: list[Any], norm: Any) -> None:
         super().__init__()
@@ -342,6 +384,11 @@ class NotATensor(Encoder):
         (ReturnsNone, "ReturnsNone.make_norm(8) returns None; possible: an nn.Module", "encoder_contract"),
         (NormRaises, "NormRaises.make_norm(8) fails: AttributeError", "broken_plugin"),
         (NoMakeNorm, "NoMakeNorm must define make_norm(size)", "broken_plugin"),
+        (NormWithoutMask, "returns a LayerNorm, whose forward does not take x and mask (too many", "encoder_contract"),
+        (NormIsAFunction, "NormIsAFunction.make_norm(8) returns a function", "encoder_contract"),
+        (NormGivesTwo, "the norm Tuple returns a tuple for x (1, ", "encoder_contract"),
+        (NormLosesAnAxis, "the norm Narrow returns a tensor (1, ", "encoder_contract"),
+        (NormForwardRaises, ", in forward: AttributeError: 'Unlucky' object has no attribute", "broken_plugin"),
         (NotATensor, "(NotATensor) returns a NoneType", "encoder_contract"),
     ],
 )

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "torch" in sys.modules and _memory_is_full(error):
             fix = "close what else needs memory, or give smaller batches, shorter clips or a smaller model"
             return _report(f"asrkit: error[out_of_memory]: {one_line(error) or 'out of memory'}; fix: {fix}", 4, debug)
-        return _report(_unexpected(error), 1, debug)
+        return _report(*_unexpected(error), debug)
 
 
 def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
@@ -170,8 +170,9 @@ def _memory_is_full(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def _unexpected(error: Exception) -> str:
-    """One line for what asrkit did not foresee; a failing import is the installation's fault, not a bug of ours."""
+def _unexpected(error: Exception) -> tuple[str, int]:
+    """One line and an exit code for what asrkit did not foresee; a failing import is the installation's fault, an error
+    in a plugin the plugin's, and the rest a bug of ours."""
     what = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
     modules = [
         frame.f_globals.get("__name__", "?")
@@ -180,8 +181,14 @@ def _unexpected(error: Exception) -> str:
     ]
     if modules or isinstance(error, ImportError):
         where = f" (while importing {modules[-1]})" if modules else ""
-        return f"asrkit: error[import]: {what}{where}; fix: run `asrkit doctor`; with --debug you see the traceback"
-    return f"asrkit: error[bug]: {what}; this is a bug; run again with --debug and report what it shows"
+        return f"asrkit: error[import]: {what}{where}; fix: run `asrkit doctor`; with --debug you see the traceback", 1
+    from asrkit import registry
+
+    place = registry.guest_line(error)
+    if place is not None:
+        fix = "mend the plugin; `asrkit plugins check` measures an encoder; with --debug you see the traceback"
+        return f"asrkit: error[broken_plugin]: {place}: {what}; fix: {fix}", RecipeError.exit_code
+    return f"asrkit: error[bug]: {what}; this is a bug; run again with --debug and report what it shows", 1
 
 
 def _report(line: str, code: int, debug: bool) -> int:

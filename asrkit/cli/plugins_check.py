@@ -88,8 +88,11 @@ def _norm(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def _table(name: str, results: Sequence[Result]) -> str:
     rows = []
+    first: dict[str, str] = {}  # what a check said -> its name: an encoder that cannot run fails in all for one reason
     for result in results:
         text = f"{result.reason} [{result.text}]" if result.status == "deviation" else result.text
+        if result.status == "failed" and first.setdefault(text, result.check) != result.check:
+            text = f"as {first[text]}"
         rows.append([result.check, result.status.upper() if result.status == "failed" else result.status, text])
     counts: dict[str, int] = {}
     for result in results:

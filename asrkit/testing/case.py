@@ -182,10 +182,13 @@ class Case:
 
     @contextmanager
     def refusable(self, what: str) -> Iterator[None]:
-        """Inside, an AsrkitError that gives its reason is an honest answer; any other exception fails."""
+        """Inside, an AsrkitError that gives its reason is an honest answer; any other exception fails, and so does one
+        that says that the encoder itself is broken."""
         try:
             yield
         except AsrkitError as error:
+            if error.reason in ("encoder_contract", "broken_plugin"):
+                raise
             self.require(bool(error.reason), f"{what} is refused, but without a reason code: {error}")
             self.notes.append(f"{what} is refused ({error.reason})")
         except (CheckFailed, NotApplicable):
@@ -203,4 +206,6 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def first_line(error: BaseException) -> str:
+    if isinstance(error, AsrkitError):
+        return str(error)  # one line, with the fix at its end
     return (str(error).strip().splitlines() or [""])[0][:200]

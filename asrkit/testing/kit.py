@@ -26,6 +26,7 @@ from asrkit.testing.result import (
     NotApplicable,
     Result,
 )
+from asrkit.validation import RULES
 
 Check = Callable[[Case], None]
 # In the order in which a broken encoder is best mended: the first failure often explains later ones.
@@ -209,6 +210,8 @@ def make_kit(encoder: str | type[Encoder], stacks: Mapping[str, list[Any]] | Non
         raise RecipeError(
             f"norm: {error}", fix="give entries of the `norm:` section", reason="plugin_option"
         ) from error
+    for key, value in norm.items():
+        RULES[f"norm.{key}"].check(f"norm.{key}", value)
     if not isinstance(encoder, str) and not (isinstance(encoder, type) and issubclass(encoder, Encoder)):
         raise RecipeError(
             f"{encoder!r} is no encoder", possible="a name or a subclass of asrkit.Encoder", reason="encoder_contract"
