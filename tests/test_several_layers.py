@@ -33,6 +33,7 @@ class Setting(NamedTuple):
     place: str
     masked: bool = True
     shares: tuple[tuple[int, ...], tuple[int, ...]] = SHARES
+    options: tuple[tuple[str, Any], ...] = ()  # of the recurrent layer
 
 
 def settings() -> list[Setting]:
@@ -41,8 +42,17 @@ def settings() -> list[Setting]:
         Setting(name, cell, place, masked=cell == "bigru")
         for name in NAMES
         for cell in ("bigru", "bilstm")
-        for place in ("gates", "recurrent", "joined")
-        if place == "gates" or name != "instance_norm"
+        for place in ("input", "gates", "recurrent", "hidden", "joined")
+        if place in ("input", "gates") or name != "instance_norm"
+    ]
+    variants = [
+        Setting(name, cell, place, options=options)
+        for name in NAMES
+        if name != "instance_norm"
+        for cell, place, options in (
+            ("bigru", "recurrent", (("per_gate", True),)),
+            ("bilstm", "joined", (("per_gate", True), ("cell_norm", "stored"))),
+        )
     ]
     nothing = [
         Setting(name, *layer, masked, shares)
@@ -56,7 +66,7 @@ def settings() -> list[Setting]:
             (("", ""), ((2, 1), SHARES[1])),
         )
     ]
-    return layers + nothing
+    return layers + variants + nothing
 
 
 def data(seed: int, lengths: tuple[int, ...], size: int) -> Tensor:
@@ -69,7 +79,9 @@ def data(seed: int, lengths: tuple[int, ...], size: int) -> Tensor:
 def run(setting: Setting, lengths: tuple[int, ...], first: int) -> dict[tuple[Any, ...], Tensor]:
     """Training batches of utterances `first` and on: outputs, gradients and buffers that a process sees."""
     torch.manual_seed(3)
-    layers = LOSING if not setting.cell else [{setting.cell: {"size": 4, "norm": setting.place}}]
+    layers = (
+        LOSING if not setting.cell else [{setting.cell: {"size": 4, "norm": setting.place, **dict(setting.options)}}]
+    )
     options = NormOptions(min_count=2, max_steps=64, groups=2, renorm_warmup=1, masked=setting.masked)
     encoder = registry.load("encoders", setting.name)(SIZE, layers, options).double().train()
     found: dict[tuple[Any, ...], Tensor] = {}
@@ -116,7 +128,7 @@ def close(a: Tensor, b: Tensor, what: object) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_equal_one(name: str, results: list[dict[Setting, dict[Any, Tensor]]]) -> None:
     found = [setting for setting in settings() if setting.name == name]
-    assert len(found) == (2 if name == "instance_norm" else 16 if name in JOINT else 6)
+    assert len(found) == (4 if name == "instance_norm" else 22 if name in JOINT else 12)
     for setting in found:
         ours = [result[setting] for result in results]
         for key, expected in run(setting, setting.shares[0] + setting.shares[1], 0).items():
