@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from asrkit.entries import NORM_CONTRACT, WRAPPED, NormSlot, RecurrentLayer, accept_norm, options_of, signature
+from asrkit.entries import WRAPPED, NormSlot, RecurrentLayer, options_of, signature
 from asrkit.errors import AsrkitError, RecipeError, nearest
 from asrkit.layers import (
     ACTIVATIONS,
@@ -32,6 +32,7 @@ from asrkit.layers import (
     make_dropout,
 )
 from asrkit.masking import zero_padding
+from asrkit.norm_contract import NORM_CONTRACT, accept_norm, apply_wrap
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,11 @@ class StackEncoder(Encoder):
         for inner in layer.recurrent.layers:
             weights = WRAPPED[layer.recurrent.placement.place]
             if weights:
-                self.wrap(inner, weights)
+                self._wrap(inner, weights)
         return layer
+
+    def _wrap(self, layer: nn.Module, weights: tuple[str, ...]) -> None:
+        apply_wrap(self.wrap, layer, weights, f"{type(self).__module__}.{type(self).__qualname__}")
 
     def _wrap_after_norms(self) -> None:
         """The first layer with weights after each `norm`, in a repeat or a residual too."""
@@ -240,9 +244,9 @@ class StackEncoder(Encoder):
     def _wrap_input(self, layer: Layer) -> None:
         if isinstance(layer, RecurrentLayer):
             if layer.recurrent.placement.place in ("none", "hidden"):
-                self.wrap(layer.recurrent.layers[0], ("weight_input",))
+                self._wrap(layer.recurrent.layers[0], ("weight_input",))
         else:
-            self.wrap(cast(nn.Module, layer.linear if isinstance(layer, Linear) else layer.conv), ("weight",))
+            self._wrap(cast(nn.Module, layer.linear if isinstance(layer, Linear) else layer.conv), ("weight",))
 
     def _residual(self, options: Any, size: int, channels: int, where: str) -> Layer:
         if isinstance(options, dict) and set(options) != {"layers"}:

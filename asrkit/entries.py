@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from asrkit.errors import RecipeError
@@ -15,45 +14,6 @@ from asrkit.layers import ACTIVATIONS, Context, Conv, Layer, Linear, is_empty, m
 from asrkit.masking import frame_mask
 from asrkit.processes import several
 from asrkit.recurrent import Recurrent
-
-NORM_CONTRACT = "an nn.Module: norm(x (B, T, C), mask (B, T)) -> (B, T, C)"
-
-
-def accept_norm(norm: Any, maker: str) -> nn.Module:
-    """What `maker` returned, if it is a module that takes x and mask; from now on it is asked for x's shape.
-
-    Raises RecipeError (`encoder_contract`): here, or with the first batch for what only shows then.
-    """
-    if not isinstance(norm, nn.Module):
-        given = "None" if norm is None else f"a {type(norm).__name__}"
-        raise RecipeError(f"{maker} returns {given}", possible=NORM_CONTRACT, reason="encoder_contract")
-    try:
-        inspect.signature(norm.forward).bind("x", "mask")
-    except TypeError as error:  # nn.LayerNorm itself, above all
-        raise RecipeError(
-            f"{maker} returns a {type(norm).__name__}, whose forward does not take x and mask ({error})",
-            possible=NORM_CONTRACT,
-            fix="wrap it in a module of your own; `asrkit plugins new NAME` writes one",
-            reason="encoder_contract",
-        ) from error
-    except ValueError:  # compiled: it has no signature to look at
-        pass
-    norm.register_forward_hook(_same_shape)
-    return norm
-
-
-def _same_shape(norm: nn.Module, given: tuple[Any, ...], y: Any) -> None:
-    if torch.jit.is_tracing() or not given:  # a trace would keep the answer; nothing is given by place but by guests
-        return
-    if not isinstance(y, Tensor) or y.shape != given[0].shape:
-        x = tuple(given[0].shape)
-        found = f"a tensor {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-        raise RecipeError(
-            f"the norm {type(norm).__name__} returns {found} for x {x}",
-            possible=f"a tensor {x}",
-            fix="keep the shape of x; sums over an axis want keepdim=True",
-            reason="encoder_contract",
-        )
 
 
 class NormSlot(Layer):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.errors import RecipeError, nearest
+from asrkit.norm_contract import check_output
 
 PLACES = ("none", "input", "gates", "recurrent", "hidden", "joined")
 CELL_NORMS = ("none", "output", "stored")
@@ -126,5 +127,7 @@ def norm_step(norm: nn.Module, x: Tensor, t: int, mask: Tensor) -> Tensor:
     """The norm of one frame x (B, C), mask (B,): its own `step`, or the frame as a sequence of one."""
     step = getattr(norm, "step", None)
     if step is not None:
-        return step(x, t, mask)  # type: ignore[no-any-return]
+        y: Tensor = step(x, t, mask)
+        check_output(norm, x, y)
+        return y
     return norm(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)  # type: ignore[no-any-return]

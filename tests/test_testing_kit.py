@@ -315,7 +315,7 @@ class TestCommand:
             patch.setattr(registry, "_registered", {})
             assert main(["plugins", "check", "without_mask", "--plugin", str(path)]) == 2
         out = capsys.readouterr().out
-        assert out.count("whose forward does not take x and mask") == 1
+        assert out.count("whose forward does not take x, mask") == 1
         assert re.search(r"^nan +FAILED +as shapes$", out, re.MULTILINE)
         assert out.splitlines()[-1] == f"without_mask: {len(CHECKS)} failed"
 

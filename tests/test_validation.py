@@ -384,7 +384,7 @@ class NotATensor(Encoder):
         (ReturnsNone, "ReturnsNone.make_norm(8) returns None; possible: an nn.Module", "encoder_contract"),
         (NormRaises, "NormRaises.make_norm(8) fails: AttributeError", "broken_plugin"),
         (NoMakeNorm, "NoMakeNorm must define make_norm(size)", "broken_plugin"),
-        (NormWithoutMask, "returns a LayerNorm, whose forward does not take x and mask (too many", "encoder_contract"),
+        (NormWithoutMask, "returns a LayerNorm, whose forward does not take x, mask (too many", "encoder_contract"),
         (NormIsAFunction, "NormIsAFunction.make_norm(8) returns a function", "encoder_contract"),
         (NormGivesTwo, "the norm Tuple returns a tuple for x (1, ", "encoder_contract"),
         (NormLosesAnAxis, "the norm Narrow returns a tensor (1, ", "encoder_contract"),

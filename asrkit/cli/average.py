@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         recompute(model.acoustic, split, device, progress)
     save_bundle(args.output, model, bundle.tokenizer, recipe, facts)
     print(f"{args.output}: the average of {len(steps)} checkpoints, steps {', '.join(map(str, steps))}")
-    print(f"next: asrkit evaluate {args.output} --data.root={recipe['data']['root']}")
+    plugins = "".join(f" --plugin {shlex.quote(plugin)}" for plugin in args.plugin)
+    print(f"next: asrkit evaluate {args.output}{plugins} --data.root={recipe['data']['root']}")
     return 0
 
 

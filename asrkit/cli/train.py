@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
             {"folder": str(result.folder), "model": str(result.bundle), "last": result.last, "best": result.best}
         )
     elif not args.quiet:
+        plugins = "".join(f" --plugin {shlex.quote(file)}" for file in args.plugin)
         print(
             f"\nbest epoch {result.best.get('epoch', '-')}\n"
             f"curves     {result.folder / ('curves.png' if recipe['training']['curves'] else 'metrics.jsonl')}\n"
             f"model      {result.bundle}\n"
-            f"next       asrkit evaluate {result.folder}\n"
-            f"           asrkit transcribe --model {result.bundle} CLIP..."
+            f"next       asrkit evaluate {result.folder}{plugins}\n"
+            f"           asrkit transcribe --model {result.bundle}{plugins} CLIP..."
         )
     return 0
