@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from asrkit.entries import WRAPPED, NormSlot, RecurrentLayer, options_of, signature
@@ -33,6 +32,7 @@ from asrkit.layers import (
 )
 from asrkit.masking import zero_padding
 from asrkit.norm_contract import NORM_CONTRACT, accept_norm, apply_wrap
+from asrkit.randomness import kept_generators
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class StackEncoder(Encoder):
         try:
             if gain is not None:
                 self.norm = replace(options, gain=gain)
-            with torch.random.fork_rng():  # a norm that draws numbers must not change the weights of the other layers
+            with kept_generators():  # a norm that draws numbers must not change the weights of the other layers
                 norm = self.make_norm(size)
         except AsrkitError:
             raise

@@ -15,6 +15,7 @@ from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import AsrkitError, RecipeError
 from asrkit.features import CMVN, FeatureExtractor
 from asrkit.objective import Objective, make_objective
+from asrkit.randomness import kept_generators
 
 
 class AcousticModel(nn.Module):
@@ -115,8 +116,8 @@ def build_model(recipe: dict[str, Any], num_labels: int) -> CTCModel:
 
     All encoders of one recipe and seed start from the same weights outside their norms.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe["seed"])
+    with kept_generators():
+        torch.default_generator.manual_seed(recipe["seed"])  # weights are drawn on the CPU; GPUs are left alone
         features = build_features(recipe)
         cmvn = _construct_cmvn(recipe["cmvn"], features.size)
         augment = _construct_augment(recipe.get("spec_augment"))

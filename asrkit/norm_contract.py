@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.errors import AsrkitError, RecipeError
+from asrkit.randomness import kept_generators
 
 NORM_CONTRACT = "an nn.Module: norm(x (B, T, C), mask (B, T)) -> (B, T, C)"
 
@@ -25,12 +26,11 @@ def accept_norm(norm: Any, maker: str) -> nn.Module:
     if not isinstance(norm, nn.Module):
         given = "None" if norm is None else f"a {type(norm).__name__}"
         raise RecipeError(f"{maker} returns {given}", possible=NORM_CONTRACT, reason="encoder_contract")
-    taken: list[tuple[str, Callable[..., Any], tuple[str, ...]]] = [("forward", norm.forward, ("x", "mask"))]
-    if hasattr(norm, "step"):
-        taken.append(("step", norm.step, ("x", "t", "mask")))
-    for name, method, arguments in taken:
+    for name, arguments in (("forward", ("x", "mask")), ("step", ("x", "t", "mask"))):
+        if not hasattr(norm, name):
+            continue
         try:
-            inspect.signature(method).bind(*arguments)
+            inspect.signature(getattr(norm, name)).bind(*arguments)
         except TypeError as error:  # nn.LayerNorm itself, above all
             raise RecipeError(
                 f"{maker} returns a {type(norm).__name__}, whose {name} does not take {', '.join(arguments)} ({error})",
@@ -75,7 +75,7 @@ def apply_wrap(
     would use.
     """
     try:
-        with torch.random.fork_rng():
+        with kept_generators():
             wrapped = wrap(layer, weights)
     except AsrkitError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,8 +132,11 @@ def test_a_model_whose_encoder_is_in_a_file(
     plugin, run = ["--plugin", str(clips / "mine.py")], clips / "run"
     corpus = make_corpus(clips / "cv")
     settings = [f"--data.root={corpus}", f"--data.cache={clips / 'cache'}", "--training.epochs=1"]
-    command = ["train", str(clips / "toy.yaml"), "--encoder=from_a_file", "--quiet", "--output", str(run)]
+    command = ["train", str(clips / "toy.yaml"), "--encoder=from_a_file", "--output", str(run)]
     assert main([*command, *plugin, *settings]) == 0
+    then = capsys.readouterr().out
+    assert f"asrkit evaluate {run} {shlex.join(plugin)}\n" in then  # what it says to type next works as it stands
+    assert f"asrkit transcribe --model {run / 'model'} {shlex.join(plugin)} CLIP..." in then
     clip = str(clips / "a" / "x.wav")
     for verb in (["transcribe", "--model", str(run), clip], ["evaluate", str(run)]):
         registry._registered.pop(("encoders", "from_a_file"))  # as in a process of its own

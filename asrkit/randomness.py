@@ -1,0 +1,17 @@
+"""Torch's generators, put back after something that draws from them or seeds them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def kept_generators() -> AbstractContextManager[None]:
+    """Inside, draw and seed at will; after it the generators go on as if nothing had been.
+
+    Those of GPUs only where they are in use: torch's own default wakes every GPU of the machine for that, which takes
+    seconds and memory on each, and prints a warning where there are several.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return torch.random.fork_rng(devices=list(devices))
