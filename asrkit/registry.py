@@ -138,7 +138,8 @@ def describe(kind: str, name: str) -> Plugin:
         raise RecipeError(
             f"unknown {singular} {name!r}",
             possible=nearest(str(name), {plugin.name for plugin in plugins}),
-            fix="take one of these, or install the package that offers it (`asrkit plugins` lists what is installed)",
+            fix="take one of these, install the package that offers it (`asrkit plugins` lists what is installed), or "
+            "give its file with --plugin FILE.py",
             reason=f"unknown_{singular}",
         )
     if len(matches) > 1:

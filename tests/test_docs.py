@@ -11,6 +11,7 @@ import pytest
 from test_invariances import COLUMNS, TABLES
 
 from asrkit import registry
+from asrkit.encoders import NormOptions
 from asrkit.schema import SCHEMA
 from asrkit.study.plan import common, load_study
 
@@ -37,6 +38,19 @@ def test_the_page_names_every_strategy() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     ours = {p.name for p in registry.list_plugins("encoders") if p.package == "asrkit"}
     assert ours <= named
+
+
+def test_the_page_counts_what_norms_learn_and_keep() -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("## What it costs")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|,]+)[^|]* \| ([^|]+) \|$", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == {p.name for p in registry.list_plugins("encoders") if p.package == "asrkit"}
+    for name, *formulas in rows:
+        for size, steps in ((16, 5), (24, 7)):
+            encoder = registry.load("encoders", name)(size, ["relu"], NormOptions(max_steps=steps))
+            norm = encoder.make_norm(size)
+            found = [sum(t.numel() for t in tensors) for tensors in (norm.parameters(), norm.buffers())]
+            spelled = [re.sub(r"(?<=[\dM]) (?=[C(])", " * ", formula) for formula in formulas]
+            assert [eval(f, {"C": size, "M": steps}) for f in spelled] == found, name
 
 
 def test_the_page_of_cures_names_every_key_and_every_arm_of_its_study() -> None:
