@@ -10,6 +10,7 @@ import random
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asrkit import Encoder, StackEncoder
@@ -555,6 +556,40 @@ class OtherStep(Normed):
             return 1.01 * self(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)
 
     norm_class, batch_statistics, caught_by = Norm, False, "scope"
+
+
+class StepForgetsTheMask(Normed):
+    """Inside a recurrence, utterances that have ended count."""
+
+    class Norm(BatchNorm):
+        scope = None
+
+        def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+            if not self.training:
+                return self(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)
+            y = self.gain * (x - x.mean(0)) / (x.var(0, unbiased=False) + self.eps).sqrt() + self.bias
+            return y.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+    norm_class, caught_by = Norm, "padding_train"
+
+
+class StepReadsTheEndedInEval(Normed):
+    class Norm(BatchNorm):
+        def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+            y = self(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)
+            return y if self.training else y + 1e-3 * x.masked_fill(mask.unsqueeze(-1), 0.0).sum(0)
+
+    norm_class, caught_by = Norm, "padding_eval"
+
+
+class StepOfAnotherScope(Normed):
+    """Inside a recurrence each frame by itself."""
+
+    class Norm(BatchNorm):
+        def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+            return F.layer_norm(x, x.shape[1:], self.gain, self.bias, self.eps)
+
+    norm_class, caught_by = Norm, "scope"
 
 
 class OtherStepAmongMany(Normed):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from asrkit.encoders import StackEncoder
+from asrkit.errors import AsrkitError
 from asrkit.testing import large
 from asrkit.testing.case import LENGTHS, NAN, Case, Output, buffers, gradients
+from asrkit.testing.scope import SIZE, scope_batch
 
 VARIANTS = ((1e4, 0), (NAN, 0), (0.0, 7), (1e4, 7), (NAN, 7))
 
@@ -18,6 +22,7 @@ def check_padding_eval(case: Case) -> None:
         _same_lengths(case, out, expected)
         case.close(out.real, expected.real, 1e-5, f"{_padding(fill, extra)} changes real frames by")
     large.padding_eval(case)
+    _check_steps(case, training=False)
 
 
 def check_padding_train(case: Case) -> None:
@@ -35,6 +40,7 @@ def check_padding_train(case: Case) -> None:
             if buffer.is_floating_point():
                 case.close(other_kept[name], buffer, 1e-5, f"{what} changes the buffer {name} by")
     large.padding_train(case)
+    _check_steps(case, training=True)
 
 
 def check_padding_output(case: Case) -> None:
@@ -76,12 +82,44 @@ def check_batch_mates(case: Case) -> None:
     large.batch_mates(case)
 
 
-def _step(case: Case, fill: float, extra: int) -> tuple[Output, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _step(case: Case, fill: float, extra: int) -> tuple[Output, dict[str, Tensor], dict[str, Tensor]]:
     """Output, gradients and buffers after one batch in training."""
     encoder = case.build()
     out = case.run(encoder, *case.batch(fill=fill, extra=extra))
     case.loss(out.real).backward()
     return out, {name: grad for name, grad in gradients(encoder).items() if grad is not None}, buffers(encoder)
+
+
+def _check_steps(case: Case, training: bool) -> None:
+    """Inside a recurrence, utterances that have ended are padding too. Once per encoder, of a norm with a `step`."""
+    encoder = case.build() if case.first else None
+    if not isinstance(encoder, StackEncoder) or not hasattr(encoder.make_norm(SIZE), "step"):
+        return
+    try:
+        (expected, kept), (rows, others) = (_stepped(encoder, training, fill) for fill in (0.0, 1e4))
+    except AsrkitError as error:
+        if error.reason == "placement":
+            return
+        raise
+    what = "the norm's step: 10000 in rows of utterances that have ended changes"
+    case.close(rows, expected, 1e-5, f"{what} those of others by")
+    for name, buffer in kept.items():
+        if buffer.is_floating_point():
+            case.close(others[name], buffer, 1e-5, f"{what} the buffer {name} by")
+
+
+@torch.no_grad()
+def _stepped(encoder: StackEncoder, training: bool, fill: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Live rows of a norm's steps through a batch after another one, and its buffers; `fill` in all other rows."""
+    torch.manual_seed(0)
+    norm = encoder.make_norm(SIZE).train()
+    x, mask = (torch.from_numpy(array) for array in scope_batch(SIZE, (6, 6, 4, 3, 3)))
+    x = x.float()
+    norm(x.flip(0), mask.flip(0))
+    x = x.masked_fill(~mask.unsqueeze(-1), fill)
+    norm.train(training)
+    steps = ((x[:, t], t, mask[:, t]) for t in range(x.shape[1]))
+    return torch.cat([norm.step(*step)[step[2]] for step in steps]), buffers(norm)  # type: ignore[operator]
 
 
 def _same_lengths(case: Case, out: Output, expected: Output) -> None:

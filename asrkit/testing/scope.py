@@ -56,6 +56,8 @@ def check_scope(case: Case) -> None:
     if scope in ("frame", "frame_rms", "group"):
         for batch in (scope_batch(), scope_batch(MANY, range(1, 25))):
             _check_step(case, encoder, *(torch.from_numpy(array) for array in batch))
+    elif scope in ("step", "sequence"):
+        _check_batch_step(case, encoder)
 
 
 @torch.no_grad()
@@ -74,6 +76,22 @@ def _check_step(case: Case, encoder: StackEncoder, x: Tensor, mask: Tensor) -> N
             whole, single = norms[0](real, here)[:, 0], norms[1].step(x[:, t], t, mask[:, t])
             what = "of one frame, the norm's forward and its step (inside a recurrence) differ by"
             case.close(single[mask[:, t]], whole[mask[:, t]], 1e-8, what)
+
+
+@torch.no_grad()
+def _check_batch_step(case: Case, encoder: StackEncoder) -> None:
+    """`step`, where a norm over the batch has one: inside a recurrence its batch is what is alive at a step."""
+    norm: Any = encoder.make_norm(SIZE).double().train()
+    if not hasattr(norm, "step"):
+        return
+    array, real = scope_batch()
+    expected = standardized("step", array, real, case.norm.eps, 1)
+    x, mask = torch.from_numpy(array), torch.from_numpy(real)
+    y = np.stack([norm.step(x[:, t], t, mask[:, t]).numpy() for t in range(x.shape[1])], 1)
+    known = ~np.isnan(expected)
+    off = np.abs(y - expected)[known]
+    what = "in training, its step (inside a recurrence) is off from the mean and variance of what is alive by"
+    case.measure(float(off.max()) if np.isfinite(off).all() else float("inf"), TOL, what)
 
 
 TOL = 1e-4
