@@ -40,7 +40,8 @@ def accept_norm(norm: Any, maker: str) -> nn.Module:
             ) from error
         except ValueError:  # compiled: it has no signature to look at
             pass
-    norm.register_forward_hook(_check_forward)
+    if not isinstance(norm, torch.jit.ScriptModule):  # which takes no hooks
+        norm.register_forward_hook(_check_forward)
     return norm
 
 

@@ -107,6 +107,21 @@ def test_what_keeps_it_is_taken(layers: Any) -> None:
         assert torch.isfinite(y).all()
 
 
+class Plain(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return 2.0 * x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_norm_is_taken() -> None:
+    """It takes no hooks; torch.compile's modules do."""
+    layers = ["norm", *INSIDE]
+    torch.manual_seed(2)
+    expected = encoder(Plain(), layers)(*BATCH)[0]
+    torch.manual_seed(2)
+    torch.testing.assert_close(encoder(torch.jit.script(Plain()), layers)(*BATCH)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("wrap", "reason", "text"),
     [
