@@ -14,7 +14,8 @@ from toy import make_corpus, toy_recipe
 import asrkit
 from asrkit.beam import BeamDecoder
 from asrkit.cli import main
-from asrkit.errors import RecipeError, TrustError
+from asrkit.cli.decoding_options import read_settings
+from asrkit.errors import DataError, RecipeError, TrustError
 from asrkit.experiment import train
 from asrkit.lm import estimate, read_unigrams, write_arpa
 from asrkit.lm.counts import read_text
@@ -146,6 +147,13 @@ def test_what_is_refused(words: list[str], code: int, said: str, run: Path, caps
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_misspelled_key_of_decoder_options_is_no_silence(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"name": "beam", "option": {}, "options": {}}', encoding="utf-8")
+    with pytest.raises(DataError, match="unknown 'option' beside name and options") as error:
+        read_settings(tmp_path / "d.json")
+    assert error.value.reason == "decoder_options"
 
 
 def test_a_model_brings_its_own_language_model_and_no_other_file(run: Path, tmp_path: Path) -> None:

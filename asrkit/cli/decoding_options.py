@@ -68,6 +68,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise _wrong(path, f"{type(error).__name__}: {error}") from error
     if not right:
         raise _wrong(path, "it has no name and options")
+    if extra := [key for key in settings if key not in ("name", "options")]:
+        raise _wrong(path, f"unknown {', '.join(map(repr, extra))} beside name and options")
     options = settings["options"]
     options |= {key: str(path.parent / str(options[key])) for key in _FILES if options.get(key)}
     return {"name": settings["name"], "options": options}

@@ -59,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output files are there")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run: only what its --output-dir lacks"
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run: only what its --output-dir lacks; a file that failed has its line there",
     )
     parser.add_argument(
         "--reference",
