@@ -394,6 +394,25 @@ def test_where_a_run_stands(epochs: list[dict[str, Any]], expected: dict[str, st
     assert {one.code: one.severity for one in judge_epochs(epochs, 3.0, batch_statistics=True)} == expected
 
 
+@pytest.mark.parametrize(
+    ("loss", "weakest", "updates", "empty", "expected"),
+    [  # what the 48 runs of docs/results.md came to, floor 3.108
+        (2.872, 3e-6, 616, 0.0, {"hears_nothing"}),  # model 3 behind convolutions without a norm: one text for all
+        (2.892, 0.047, 616, 0.0, {"hears_nothing"}),  # model 2 with layer norm: two
+        (2.857, 0.4, 484, 0.0, set()),  # model 2 without a norm, when it begins to read
+        (2.930, 4e-6, 264, 0.0, set()),  # too early to say
+        (2.609, 0.05, 616, 0.0, set()),  # no model gets there without hearing
+        (2.979, 7e-5, 308, 1.0, {"collapse"}),
+        (2.843, 0.53, 308, 1.0, set()),
+    ],
+)
+def test_below_the_floor_and_deaf(loss: float, weakest: float, updates: int, empty: float, expected: set[str]) -> None:
+    heard = {"layers.0": 0.9, "layers.4": weakest}
+    found = judge_epochs([epoch(updates, loss, empty)], 3.108, dependence=heard)
+    assert codes(found) == expected
+    assert all("other audio changes layers.4 by" in one.measured for one in found)
+
+
 def test_findings_are_sorted_and_gathered() -> None:
     some = [finding("nan", "note", "a"), finding("collapse", "error", "b", "x"), finding("collapse", "error", "c", "y")]
     assert [one.measured for one in sort([*some, *some])] == ["b", "c", "a"]

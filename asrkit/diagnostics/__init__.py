@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import CATALOG, Finding
-from asrkit.diagnostics.floor import Floor, input_blind_floor, phase
+from asrkit.diagnostics.floor import Floor, input_blind_floor
 from asrkit.diagnostics.model import check_features, check_model
+from asrkit.hearing import phase
 
 __all__ = [
     "CATALOG",

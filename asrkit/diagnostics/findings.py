@@ -141,6 +141,12 @@ CATALOG: dict[str, tuple[str, str]] = {
         "look at the errors beside this one first; else: residual connections, sorted first epoch, another learning "
         "rate, a blank bias, a label prior",
     ),
+    "hears_nothing": (
+        "a recurrent model gets somewhat below the floor by knowing where in the utterance it is; other audio of the "
+        "same length gives nearly the same output, so its errors say nothing about the audio",
+        "train longer, or help input and gradients through a deep stack: a norm with batch statistics, residual "
+        "connections, no ReLU between recurrent layers",
+    ),
     "on_blank_plateau": (
         "a CTC model begins with blanks only; a healthy one leaves this plateau, usually within a few hundred updates",
         "wait; if it is still here after some 300 updates, it is a collapse",

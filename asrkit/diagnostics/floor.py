@@ -1,8 +1,8 @@
 """The input-blind floor: the CTC loss of the best model that hears nothing, and on which side of it a run is.
 
 Such a model gives the same probabilities p (V,) at every frame. Whoever reads anything from the audio gets below its
-loss; whoever is far above it has not even learned how often each label occurs. All-blank output tells neither: healthy
-models pass through it too.
+loss, and so does a recurrent model that knows where in the utterance it is (asrkit.hearing); whoever is far above it
+has not even learned how often each label occurs. All-blank output tells neither: healthy models pass through it too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Below 0.98 of the floor something is heard (reliability row C08; a healthy BiGRU is at 0.64 of it by update 200, where
-# a collapsed one stays between 1.00 and 1.01). Above 1.05 the label frequencies are not learned (there: 1.46 with a
-# learning rate ten times too small); the band between allows for an epoch's mean and for the sampled clips.
-BELOW, ABOVE = 0.98, 1.05
 # Clips that p is fitted on, and clips that the loss is taken of: p is a maximum, so small errors of it do not show.
 FITTED, MEASURED = 24, 128
 STEPS = 3  # of expectation maximization: the start is close, and more change the loss by less than 1e-6
@@ -56,13 +52,6 @@ def input_blind_floor(
         for part in _parts(possible, labels, frames)
     )
     return Floor(nll / total, p)
-
-
-def phase(loss: float, floor: float) -> str:
-    """`above_floor`, `on_floor` or `below_floor`; both in nats per label."""
-    if loss < BELOW * floor:
-        return "below_floor"
-    return "on_floor" if loss <= ABOVE * floor else "above_floor"
 
 
 def _evenly(rows: list[int], count: int) -> list[int]:

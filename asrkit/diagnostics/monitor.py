@@ -16,12 +16,13 @@ from asrkit.batching import Batch, collate
 from asrkit.defects import FaultyLoss, defects_of, forget
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, gather
-from asrkit.diagnostics.floor import Floor, input_blind_floor, phase
+from asrkit.diagnostics.floor import Floor, input_blind_floor
 from asrkit.diagnostics.model import check_features, judge_layers, measure_layers
 from asrkit.diagnostics.norms import mismatches
 from asrkit.diagnostics.probes import Probe, evaluation, outputs_of, untouched, watched
 from asrkit.diagnostics.progress import judge_epochs
 from asrkit.diagnostics.scales import check_scales
+from asrkit.hearing import phase
 from asrkit.model import CTCModel
 from asrkit.preparation import Split
 
@@ -82,9 +83,8 @@ class Monitor:
         """What is written into the epoch's record: floor, phase, layers, findings."""
         self.epochs.append({key: figures[key] for key in ("step", "train", "dev") if key in figures})
         floor = self.floor
-        found = judge_epochs(self.epochs, floor, self.batch_statistics)
         layers = self._layers()
-        found += judge_layers(layers)
+        found = judge_epochs(self.epochs, floor, self.batch_statistics, layers["dependence"]) + judge_layers(layers)
         result: dict[str, Any] = {
             "floor": floor,
             "phase": None if floor is None else phase(figures["train"]["loss"], floor),

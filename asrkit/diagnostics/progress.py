@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from asrkit.diagnostics.findings import Finding, finding
-from asrkit.diagnostics.floor import phase
+from asrkit.hearing import hears, phase
 
 EMPTY = 0.99  # share of outputs without a label (reliability C08)
 # Healthy models give blanks only until update 100 to 150 (C08); nobody is called collapsed before twice that.
@@ -21,11 +21,14 @@ SMALL_BATCH = 4  # utterances per update (N02)
 
 
 def judge_epochs(
-    epochs: Sequence[dict[str, Any]], floor: float | None, batch_statistics: bool = False
+    epochs: Sequence[dict[str, Any]],
+    floor: float | None,
+    batch_statistics: bool = False,
+    dependence: Mapping[str, float] | None = None,
 ) -> list[Finding]:
     """What the records of type epoch say at the last of them. floor: nats per label, None where it is not known.
 
-    `batch_statistics`: whether the encoder's norms take them.
+    `batch_statistics`: whether the encoder's norms take them. dependence: of every layer on the input, where known.
     """
     if not epochs:
         return []
@@ -37,7 +40,7 @@ def judge_epochs(
         words = f"{per_update:.1f} utterances per update"
         found.append(finding("batch_too_small_for_bn", "warning", words))
     if floor:
-        found += _against_floor(epochs, floor, updates)
+        found += _against_floor(epochs, floor, updates, dependence or {})
     return found
 
 
@@ -49,7 +52,9 @@ def _refused(epochs: Sequence[dict[str, Any]]) -> list[Finding]:
     return [finding("nan", "error", f"{refused} of about {batches} batches were refused because they were not finite")]
 
 
-def _against_floor(epochs: Sequence[dict[str, Any]], floor: float, updates: int) -> list[Finding]:
+def _against_floor(
+    epochs: Sequence[dict[str, Any]], floor: float, updates: int, dependence: Mapping[str, float]
+) -> list[Finding]:
     losses = [e["train"]["loss"] for e in epochs]
     loss, empty = losses[-1], min(e["empty"] for e in (epochs[-1]["train"], epochs[-1].get("dev", {"empty": 1.0})))
     where = (
@@ -62,8 +67,14 @@ def _against_floor(epochs: Sequence[dict[str, Any]], floor: float, updates: int)
         falling = all(b <= a for a, b in pairwise(losses))
         code, words = ("lr_too_low", ", and falling") if falling else ("lr_too_high", "")
         found.append(finding(code, "warning", f"still above the floor{words}; {where}"))
-    if empty >= EMPTY and now != "below_floor" and updates >= PATIENCE:
+    deaf = not hears(loss, floor, dependence)
+    if deaf and dependence:
+        layer = min(dependence, key=lambda name: dependence[name])
+        where += f", other audio changes {layer} by {dependence[layer]:.2g}"
+    if empty >= EMPTY and deaf and updates >= PATIENCE:
         found.append(finding("collapse", "error", where))
+    elif deaf and now == "below_floor" and updates >= PATIENCE:
+        found.append(finding("hears_nothing", "warning", where))
     elif empty >= EMPTY and now == "on_floor":
         found.append(finding("on_blank_plateau", "note", where))
     return found

@@ -13,10 +13,11 @@ from asrkit.checkpoints import Checkpoints
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, finding, gather
-from asrkit.diagnostics.floor import input_blind_floor, phase
+from asrkit.diagnostics.floor import input_blind_floor
 from asrkit.diagnostics.model import check_model
 from asrkit.diagnostics.progress import judge_epochs
 from asrkit.errors import DataError, StorageError
+from asrkit.hearing import phase
 from asrkit.preparation import Prepared, prepare
 from asrkit.recipe import load_recipe
 from asrkit.runs import MetricsLog
@@ -70,17 +71,18 @@ def diagnose_run(folder: str | Path) -> Diagnosis:
     if epochs:
         found += [Finding(**one) for one in epochs[-1].get("diagnosis", {}).get("findings", [])]
     floor = next((e["diagnosis"]["floor"] for e in reversed(epochs) if "diagnosis" in e), None)
+    heard = epochs[-1].get("diagnosis", {}).get("dependence") if epochs else None
     without_data = None
     try:
         prepared = prepare(recipe, ("train",))
     except (DataError, StorageError) as error:
         without_data = str(error)
-        found += judge_epochs(epochs, floor)
+        found += judge_epochs(epochs, floor, dependence=heard)
     else:
         loss = FaultyLoss(recipe, prepared.model.features.size)
         floor = _floor(prepared, loss) if floor is None else floor
         statistics = bool(getattr(prepared.model.acoustic.encoder, "batch_statistics", False))
-        found += judge_epochs(epochs, floor, statistics) + _examine(prepared, loss, path)
+        found += judge_epochs(epochs, floor, statistics, heard) + _examine(prepared, loss, path)
     return Diagnosis(path, gather(found), _figures(epochs, floor), without_data)
 
 

@@ -152,7 +152,7 @@ def _reasons(cell: CellResult) -> Sequence[str]:
     if reasons:
         return reasons
     return {
-        cells.COLLAPSED: ["at least 99 % empty outputs on dev, loss not below that of a model that does not listen"],
+        cells.COLLAPSED: ["at least 99 % empty outputs on dev, and the model does not hear its input"],
         cells.SKIPPED: ["the time budget was used up"],
         cells.PENDING: ["not done yet"],
         cells.FAILED: ["no reason recorded"],

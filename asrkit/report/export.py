@@ -26,7 +26,10 @@ FORMAT = 1
 RATES = {"characters": "CER", "words": "WER"}
 FEW = 3  # sentences without evidence that a page shows without being asked
 BAND = "Lines are means over seeds, bands from least to most; a cell that failed is a thin line that ends in a cross."
-FLOOR = "The dotted line is the loss of the best model that hears nothing: blanks and the frequencies of characters."
+FLOOR = (
+    "The dotted line is the loss of the best model with the same output at every frame: blanks and the frequencies of "
+    "characters. A recurrent one that hears nothing gets up to 8 % below it by knowing its place in the utterance."
+)
 
 
 def write_report(
@@ -161,7 +164,8 @@ def _sections(found: StudyResult, j: Judgement, rate: str) -> list[Section]:
                 [figures.outcome(found, result, rate, j.split)],
                 [final, tables.comparison_table(j.pairs, j.split, rate)]),
         *(along if axes(found) else []),
-        Section("Which arm learns faster", *_split(j.quicker, [one.different for one in j.speeds]), (),
+        Section("Which arm learns faster", *_split(j.quicker, [one.different for one in j.speeds]),
+                figures.overview(found),
                 [tables.threshold_table(found), tables.pace_table(j.speeds)]),
         Section("Learning curves", [BAND, FLOOR], (), [figures.learning(found, context) for context in contexts]),
         Section("Blanks, empty outputs, gradients, dependence on the input", [BAND], (),

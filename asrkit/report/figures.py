@@ -21,7 +21,7 @@ from asrkit.study.cells import FAILED
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of curves. points: of a cell; x: what they are drawn against, 0 updates, 1 seconds of training."""
+    """One picture of curves. points: of a cell; x: what they are drawn against, 0 updates, 1 time; unit: in words."""
 
     title: str
     scale: str
@@ -29,30 +29,60 @@ class Panel:
     x: int = 0
     factor: float = 1.0
     floor: bool = False  # whether the loss of a model that hears nothing is drawn too
+    unit: str = "updates"
+    limits: tuple[float, float] | None = None
+
+
+UPDATES, WALL, CPU = "updates", "seconds of training", "CPU seconds of training"
 
 
 def learning(found: StudyResult, context: str) -> Gallery:
-    """Loss on train and dev and CER on dev, against updates (first row) and seconds of training (second)."""
-    wanted = (("loss on train, nats per label", "log", "train", "loss", 1.0),
-              ("loss on dev, nats per label", "log", "dev", "loss", 1.0),
-              ("CER on dev, %", "linear", "dev", "cer", 100.0))  # fmt: skip
+    """Loss on train and dev and CER on dev, against updates (first row) and time of training (second).
+
+    Where CPU time is recorded it is drawn too: unlike the wall's it is hardly that of other work on the machine.
+    """
+    train, dev = (f"loss on {split}, nats per label" for split in ("train", "dev"))
+    train, dev, cer = (train, "train", "loss"), (dev, "dev", "loss"), ("CER on dev, %", "dev", "cer")
+    members = [c for arm in found.contexts()[context] for c in found.of_arm(arm["arm"]) if c.over and c.epochs]
+    known = members and all(epoch.get("cpu_seconds") is not None for cell in members for epoch in cell.epochs)
+    second = [(train, WALL), (cer, WALL), (cer, CPU)] if known else [(one, WALL) for one in (train, dev, cer)]
     panels = [
-        Panel(title, scale, partial(_values, split, name), axis, factor, name == "loss")
-        for axis in (0, 1)
-        for title, scale, split, name, factor in wanted
-    ]
+        Panel(
+            title, "log" if name == "loss" else "linear", partial(_values, split, name, unit), int(unit != UPDATES),
+            1.0 if name == "loss" else 100.0, name == "loss", unit,
+        )
+        for (title, split, name), unit in [(train, UPDATES), (dev, UPDATES), (cer, UPDATES), *second]
+    ]  # fmt: skip
     return _curves(found, context, panels, "learning")
 
 
-def _values(split: str, name: str, cell: CellResult) -> Points:
-    return series(cell, split, name)
+def overview(found: StudyResult) -> list[Gallery]:
+    """CER on dev against updates, a panel per recipe (and values of axes), all on one scale."""
+    contexts = found.contexts()
+    encoders = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
+    one_look = all([arm["encoder"] for arm in arms] == encoders for arms in contexts.values())
+    if len(contexts) < 2 or not one_look:  # one picture is that of the learning curves; one legend must fit all
+        return []
+    points = partial(_values, "dev", "cer", UPDATES)
+    drawn = [
+        svg(
+            partial(_panel, found, arms, Panel(context_name(context), "linear", points, 0, 100.0, limits=(0.0, 102.0))),
+            f"overview-{context}",
+        )
+        for context, arms in contexts.items()
+    ]
+    return [Gallery("CER on dev, %, against updates", drawn, encoders)]
+
+
+def _values(split: str, name: str, unit: str, cell: CellResult) -> Points:
+    return series(cell, split, name, clock="cpu_seconds" if unit == CPU else "seconds")
 
 
 def inside(found: StudyResult, context: str) -> Gallery:
     """Blank frames, empty outputs, gradients and what hears least over the updates; every layer at the end."""
     panels = [
-        Panel("blank frames on dev, %", "linear", partial(_values, "dev", "blank"), 0, 100.0),
-        Panel("empty outputs on dev, %", "linear", partial(_values, "dev", "empty"), 0, 100.0),
+        Panel("blank frames on dev, %", "linear", partial(_values, "dev", "blank", UPDATES), 0, 100.0),
+        Panel("empty outputs on dev, %", "linear", partial(_values, "dev", "empty", UPDATES), 0, 100.0),
         Panel("gradient norm, first / last layer", "log", layers.gradient_ratio),
         Panel("dependence on the input, weakest layer", "log", layers.weakest),
     ]
@@ -86,10 +116,11 @@ def _panel(found: StudyResult, arms: Sequence[dict[str, Any]], panel: Panel, fig
     if panel.floor and floors:
         axis.axhline(panel.factor * float(np.mean(floors)), color=INK, linewidth=0.8, alpha=0.6, linestyle=(0, (2, 2)))
     _scale(axis, panel.scale)
+    if panel.limits is not None:
+        axis.set_ylim(*panel.limits)
     axis.set_title(panel.title)
-    unit = "seconds of training" if panel.x else "updates"
-    axis.set_xlabel(unit)
-    return f"{panel.title}, against {unit}: {', '.join(ends) or 'failed cells only'}"
+    axis.set_xlabel(panel.unit)
+    return f"{panel.title}, against {panel.unit}: {', '.join(ends) or 'failed cells only'}"
 
 
 def _band(axis: Any, lines: Sequence[Points], panel: Panel, style: dict[str, Any]) -> float | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, more_seeds, over_seeds, seeds_for
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, more_seeds, over_seeds, seeds_for, span
 from asrkit.report.axes import Family, axes, families
-from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.collect import StudyResult
 from asrkit.report.learning import model_hears
 from asrkit.report.measures import Final
 from asrkit.report.words import context_name
@@ -76,20 +76,21 @@ def _of_pair(found: StudyResult, result: Mapping[str, Final], first: Family, sec
         a, b, c, d = (np.array([arm.rates[arm.seeds.index(seed)] for seed in seeds]) for arm in arms)
         made.append(Interaction(
             first.axis, first.context, values[0], value, first.encoder, second.encoder, over_seeds(b - a, d - c),
-            differences=tuple(((d - c) - (b - a)).tolist()), undecided=_unheard([found.of_arm(one) for one in ids]),
+            differences=tuple(((d - c) - (b - a)).tolist()),
+            undecided=_chance(found, ids[:2], b - a) or _chance(found, ids[2:], d - c),
         ))  # fmt: skip
     return made
 
 
-def _unheard(groups: Sequence[Sequence[CellResult]]) -> str | None:
-    """A rate on the floor says nothing, unless all cells of the arm collapsed or failed: that is an outcome."""
-    for cells in groups:
-        over = [cell for cell in cells if cell.over]
-        ended = all(cell.status in (COLLAPSED, FAILED) for cell in over)
-        if over and not ended and all(model_hears(cell) is False for cell in over):
-            name = f"{context_name(over[0].row['context'])}, {over[0].row['encoder']}"
-            return f"no verdict: the loss of {name} is that of a model that hears nothing"
-    return None
+def _chance(found: StudyResult, pair: Sequence[str], difference: np.ndarray) -> str | None:
+    """In words why the difference of two arms is none: the one that looks better hears nothing, and has not collapsed
+    or failed in all cells, which would be an outcome. An arm that hears nothing may well be the worse one."""
+    better = pair[1] if len(difference) and difference.mean() < 0 else pair[0]
+    over = [cell for cell in found.of_arm(better) if cell.over]
+    ended = all(cell.status in (COLLAPSED, FAILED) for cell in over)
+    if not over or ended or any(model_hears(cell) is not False for cell in over):
+        return None
+    return f"no verdict: no model of {context_name(over[0].row['context'])}, {over[0].row['encoder']} hears its input"
 
 
 def interaction_in_words(one: Interaction, rate: str) -> str:
@@ -100,9 +101,10 @@ def interaction_in_words(one: Interaction, rate: str) -> str:
         return begin + one.undecided
     if d.seeds < FEWEST_SEEDS:
         return f"{begin}{d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell (at least {FEWEST_SEEDS})"
-    span = (
-        f"{100 * d.low:+.2f} to {100 * d.high:+.2f} points of {rate} over {d.seeds} paired seeds; p = {one.p_holm:.3g}"
-    )
+    moved = f"{'gains' if d.mean < 0 else 'loses'} {100 * abs(d.mean):.2f} points"
     if one.different:
-        return f"{begin}it {'gains' if d.mean < 0 else 'loses'} {100 * abs(d.mean):.2f} points ({span})"
-    return f"{begin}no evidence that the difference changes ({span}){more_seeds(one.seeds_needed, d)}"
+        return f"{begin}it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
+    return (
+        f"{begin}no evidence that the difference changes: it {moved} of {rate} ({span(d, one.p_holm)})"
+        f"{more_seeds(one.seeds_needed, d)}"
+    )

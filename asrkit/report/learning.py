@@ -1,9 +1,9 @@
 """How fast cells learn: their curves, when they begin to hear, and which of two arms is quicker.
 
-A CTC model begins with random characters, falls onto a plateau of blanks, where its loss is that of the best model
-that hears nothing (the floor, asrkit.diagnostics.floor), and reads from then on. The CER of a model on the floor may be
-anything from 70 to 100 %, as it writes frequent characters or blanks, and says nothing. Until the loss is below the
-floor, the CER therefore counts as 1 here, and two arms of which no cell hears are not compared.
+A CTC model begins with random characters, falls onto a plateau of blanks, where its loss is that of a model that hears
+nothing (asrkit.hearing), and reads from then on. The CER of a model that hears nothing may be anything from 70 to
+100 %, as it writes frequent characters or blanks, and says nothing. Until it hears, the CER therefore counts as 1
+here, and two arms of which no cell hears are not compared.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ from typing import Any
 import numpy as np
 
 from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, over_seeds, seeds_for
+from asrkit.hearing import epoch_hears
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.study.cells import COLLAPSED, FAILED
 
 THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
+AHEAD = 0.02  # of dev CER: what an arm must lead by, in every seed, for its curve to be called ahead
 Points = list[tuple[int, float, float]]
 
 
-def series(cell: CellResult, *keys: str) -> Points:
-    """(updates, seconds of training so far, value) of every epoch whose record has the value and finite."""
+def series(cell: CellResult, *keys: str, clock: str = "seconds") -> Points:
+    """(updates, seconds of training so far, value) of every epoch whose record has the value and finite.
+
+    clock: which of an epoch's times is added up, `seconds` (wall) or `cpu_seconds`.
+    """
     points, seconds = [], 0.0
     for epoch in cell.epochs:
-        seconds += float(epoch.get("seconds") or 0.0)
+        seconds += float(epoch.get(clock) or 0.0)
         value: Any = epoch
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -48,20 +53,14 @@ def floor(cell: CellResult) -> float | None:
     return found[-1][2] if found else None
 
 
-def below(epoch: dict[str, Any]) -> bool | None:
-    """Whether the train loss of an epoch is below the floor, as the run judged; None where that is not recorded."""
-    phase = (epoch.get("diagnosis") or {}).get("phase")
-    return None if phase is None else phase == "below_floor"
-
-
 def listening(cell: CellResult) -> list[tuple[int, bool]]:
-    """(updates, whether the loss is below the floor) of every epoch whose diagnosis is recorded."""
-    found = [(int(epoch.get("step", 0)), below(epoch)) for epoch in cell.epochs]
+    """(updates, whether it hears its input) of every epoch whose diagnosis is recorded."""
+    found = [(int(epoch.get("step", 0)), epoch_hears(epoch)) for epoch in cell.epochs]
     return [(step, one) for step, one in found if one is not None]
 
 
 def hears(cell: CellResult) -> bool | None:
-    """Whether its loss has come below the floor at any epoch; None where that is not recorded.
+    """Whether it has heard its input at any epoch; None where that is not recorded.
 
     A cell that failed before its first epoch hears nothing.
     """
@@ -72,7 +71,7 @@ def hears(cell: CellResult) -> bool | None:
 
 
 def heard_from(cell: CellResult) -> int | None:
-    """Updates at the first epoch below the floor; None if it never was, or that is not recorded."""
+    """Updates at the first epoch that hears; None if none does, or that is not recorded."""
     return next((step for step, one in listening(cell) if one), None)
 
 
@@ -83,14 +82,14 @@ def _start(cell: CellResult) -> float:
 
 
 def model_hears(cell: CellResult) -> bool | None:
-    """Whether the best model of a cell, which is the one that is scored, hears its input: the train loss of its epoch.
+    """Whether the best model of a cell, which is the one that is scored, hears its input: what its epoch recorded.
 
     That of a collapsed cell, which writes nothing, does not.
     """
     if cell.status == COLLAPSED:
         return False
     best = (cell.outcome or {}).get("best_epoch")
-    known = {epoch.get("epoch"): below(epoch) for epoch in cell.epochs}
+    known = {epoch.get("epoch"): epoch_hears(epoch) for epoch in cell.epochs}
     return hears(cell) if known.get(best) is None else known[best]
 
 
@@ -103,8 +102,7 @@ def chance(
     if not over or any(model_hears(cell) is not False for cell in over):
         return None
     return (
-        unheard([*first, *second])
-        or f"no verdict: {name} makes fewer errors, and the loss of its models is that of one that hears nothing"
+        unheard([*first, *second]) or f"no verdict: {name} makes fewer errors, and none of its models hears its input"
     )
 
 
@@ -114,7 +112,7 @@ def unheard(cells: Sequence[CellResult]) -> str | None:
     if not over or any(hears(cell) is not False for cell in over):
         return None
     updates = max((cell.epochs[-1].get("step", 0) for cell in over if cell.epochs), default=0)
-    return f"no seed of either hears its input within {updates} updates (loss not below the floor): too short to tell"
+    return f"no seed of either hears its input within {updates} updates: too short to tell"
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,8 @@ class Pace:
 
     goal: the lowest threshold that every seed of both has reached, and mean updates of first and second to it.
     ratio: updates to the goal, second / first: geometric mean over paired seeds with its 95 % interval.
-    differences: of every paired seed. undecided: why no verdict is given in spite of p, in words.
+    differences: of every paired seed. undecided: why no verdict is given in spite of p, in words. crossing: which arm
+    is ahead by AHEAD and more in every seed, from and to which updates, where it is the one early and the other late.
     """
 
     context: str
@@ -136,6 +135,7 @@ class Pace:
     seeds_needed: int | None = None
     differences: tuple[float, ...] = ()
     undecided: str | None = None
+    crossing: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def different(self) -> bool:
@@ -150,12 +150,17 @@ def average_cer(cell: CellResult, looks: int) -> float | None:
     """
     if not cell.over or (cell.damage and not cell.epochs):
         return None
-    start = _start(cell)
-    values = [1.0 if step < start else min(cer, 1.0) for step, _, cer in series(cell, "dev", "cer")]
+    values = [cer for _, cer in counted(cell)]
     if not values and cell.status != FAILED:
         return None
     last = values[-1] if values else 1.0
     return float(np.mean(values + [last] * (looks - len(values)))) if looks else None
+
+
+def counted(cell: CellResult) -> list[tuple[int, float]]:
+    """(updates, dev CER) of every look, at most 1, and 1 before the cell hears."""
+    start = _start(cell)
+    return [(step, 1.0 if step < start else min(cer, 1.0)) for step, _, cer in series(cell, "dev", "cer")]
 
 
 def paces(found: StudyResult, baseline: str | None = None) -> list[Pace]:
@@ -191,7 +196,27 @@ def _pace(
     pair = [[next(c for c in members[n] if c.row["seed"] == seed) for seed in seeds] for n in (a, b)]
     goal, ratio = _goal(*pair)
     differences = tuple((y - x).tolist())
-    return Pace(context, a, b, over_seeds(x, y), math.nan, goal, ratio, None, differences, unheard(pair[0] + pair[1]))
+    return Pace(
+        context, a, b, over_seeds(x, y), math.nan, goal, ratio, None, differences, unheard(pair[0] + pair[1]),
+        _crossing((a, b), pair),
+    )  # fmt: skip
+
+
+def _crossing(names: tuple[str, str], pair: Sequence[Sequence[CellResult]]) -> tuple[tuple[str, int, int], ...]:
+    """(name, from, to): who is ahead early and who late; empty where it is always the same, or nobody."""
+    curves = [[counted(cell) for cell in group] for group in pair]
+    looks = min((len(curve) for group in curves for curve in group), default=0)
+    if not looks:
+        return ()
+    steps = [step for step, _ in curves[0][0][:looks]]
+    first, second = (np.array([[cer for _, cer in curve[:looks]] for curve in group]) for group in curves)
+    ahead = [np.flatnonzero((one <= other - AHEAD).all(0)) for one, other in ((first, second), (second, first))]
+    if not len(ahead[0]) or not len(ahead[1]):
+        return ()
+    early, late = sorted((0, 1), key=lambda which: ahead[which][0])
+    if ahead[early][-1] > ahead[late][0]:  # to and fro
+        return ()
+    return tuple((names[i], steps[ahead[i][0]], steps[ahead[i][-1]]) for i in (early, late))
 
 
 def _goal(

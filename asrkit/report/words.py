@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from asrkit.comparison import FEWEST_SEEDS, LEVEL, Comparison, in_words, more_seeds
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Comparison, higher, in_words, more_seeds, span
 from asrkit.report.axes import Family
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import Pace, model_hears
@@ -27,14 +27,27 @@ def pace_in_words(one: Pace) -> str:
             f"{one.first} and {one.second}: {d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell which learns "
             f"faster (at least {FEWEST_SEEDS})"
         )
-    span = f"{100 * d.low:+.2f} to {100 * d.high:+.2f} points over {d.seeds} paired seeds; p = {one.p_holm:.3g}"
+    averaged = "dev CER averaged over training is"
     if not one.different:
-        text = f"{one.first} and {one.second}: no evidence at this budget that one learns faster ({span})"
-        return text + more_seeds(one.seeds_needed, d) + _goal(one)
+        text = (
+            f"{one.first} and {one.second}: no evidence at this budget that one learns faster: {one.second}'s "
+            f"{averaged} {higher(d)} ({span(d, one.p_holm)})"
+        )
+        return text + more_seeds(one.seeds_needed, d) + _goal(one) + _crossing(one)
     faster, slower = (one.second, one.first) if d.mean < 0 else (one.first, one.second)
     return (
-        f"{faster} learns faster than {slower}: its dev CER averaged over training is {100 * abs(d.mean):.2f} points "
-        f"lower ({span}){_goal(one)}"
+        f"{faster} learns faster than {slower}: its {averaged} {100 * abs(d.mean):.2f} points lower "
+        f"({span(d, one.p_holm, sign=False)}){_goal(one)}{_crossing(one)}"
+    )
+
+
+def _crossing(one: Pace) -> str:
+    if not one.crossing:
+        return ""
+    (early, *begin), (late, *end) = one.crossing
+    return (
+        f"; the curves cross: {early} is ahead in every seed from {begin[0]} to {begin[1]} updates, {late} from "
+        f"{end[0]} to {end[1]}"
     )
 
 
@@ -59,27 +72,39 @@ def headlines(
 ) -> list[str]:
     """The report in a few lines: how far the study is, which means are lowest, how many differences stand."""
     lines = [_progress(found)]
-    for context, arms in found.contexts().items():
-        hearing = [
-            arm for arm in arms
-            if arm["arm"] in result and any(model_hears(c) is not False for c in found.of_arm(arm["arm"]) if c.over)
-        ]  # fmt: skip
-        means = {arm["encoder"]: float(result[arm["arm"]].arm.rates.mean()) for arm in hearing}
-        if len(means) > 1:
-            best = min(means, key=lambda name: means[name])
-            lines.append(
-                f"{context_name(context)}: lowest mean {rate} on {split}: {best}, {100 * means[best]:.1f} % "
-                "(an order of means is no evidence by itself)"
-            )
+    orders = [text for context in found.contexts() if (text := _order(found, result, context))]
+    if orders:
+        lines.append(f"mean {rate} on {split}, the lowest first (an order of means is no evidence by itself):")
+        lines += orders
     if pairs:
         lines.append(_stands(f"differ in {rate} on {split}", [_verdict(c, c.seeds.seeds) for _, c in pairs]))
     if speeds:
         lines.append(_stands("differ in how fast they learn", [_verdict(s, s.difference.seeds) for s in speeds]))
     over = [model_hears(cell) for cell in found.cells if cell.over and cell.row.get("chosen")]
     if deaf := over.count(False):
-        lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input: loss not below that "
-                     "of the best model that hears nothing, so that the error rate says nothing")  # fmt: skip
+        lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input, so that the error rate "
+                     "says nothing but that")  # fmt: skip
     return lines
+
+
+def _order(found: StudyResult, result: dict[str, Final], context: str) -> str:
+    """`model1: none 38.1 %, layer_norm 45.8 % (1 of 3 seeds)`; arms of which no model hears come last."""
+    hearing, deaf = [], []
+    arms = [arm for arm in found.contexts()[context] if arm["arm"] in result]
+    most = max((len(result[arm["arm"]].arm.seeds) for arm in arms), default=0)
+    for arm in arms:
+        final = result[arm["arm"]].arm
+        if any(model_hears(cell) is not False for cell in found.of_arm(arm["arm"]) if cell.over):
+            few = f" ({len(final.seeds)} of {most} seeds)" if len(final.seeds) < most else ""
+            hearing.append((float(final.rates.mean()), arm["encoder"], few))
+        else:
+            deaf.append(arm["encoder"])
+    if len(hearing) + len(deaf) < 2:
+        return ""
+    parts = [f"{name} {100 * mean:.1f} %{few}" for mean, name, few in sorted(hearing)]
+    if deaf:
+        parts.append(f"no model of {' and '.join(deaf)} hears its input")
+    return f"{context_name(context)}: {', '.join(parts)}"
 
 
 def across_in_words(family: Family, one: Comparison, rate: str) -> str:
@@ -106,6 +131,4 @@ def _stands(what: str, verdicts: Sequence[tuple[bool, int, bool]]) -> str:
     few = len(verdicts) - len(usable) - deaf
     text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < {LEVEL} after Holm's correction)"
     text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
-    return text + (
-        f"; {deaf} more without a verdict, as their loss is that of a model that hears nothing" if deaf else ""
-    )
+    return text + (f"; {deaf} more without a verdict, as models do not hear their input" if deaf else "")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from asrkit.errors import AsrkitError, InUseError, StoppedError, StorageError
+from asrkit.hearing import epoch_hears
 from asrkit.study import cells
 
 PATIENCE = 60.0  # seconds that the processes of a study that was killed are given to save and leave
@@ -227,12 +228,11 @@ def _cost(epochs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collapsed(epochs: Sequence[Mapping[str, Any]], dev: Mapping[str, Any] | None) -> bool:
-    """Whether the run has learned nothing: at least 99 % empty outputs on dev, and in the last epoch a loss not below
-    that of a model that does not listen (`phase`, see asrkit.diagnostics.floor), as against the plateau that a run
-    leaves."""
+    """Whether the run has learned nothing: at least 99 % empty outputs on dev, and in the last epoch a model that does
+    not hear (asrkit.hearing), as against the plateau that a run leaves."""
     if dev is None or dev["empty"] < 0.99:
         return False
-    return not epochs or epochs[-1].get("diagnosis", {}).get("phase") != "below_floor"
+    return not epochs or not epoch_hears(epochs[-1])
 
 
 if __name__ == "__main__":
