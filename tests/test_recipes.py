@@ -51,7 +51,8 @@ def test_the_recipes_are_counted() -> None:
         "model3",
     ]
     assert [path.name for path in STUDIES] == [
-        "answer_study.yaml", "cures_study.yaml", "depth_study.yaml", "posted_study.yaml", "study.yaml",
+        "answer_study.yaml", "cures_study.yaml", "depth_study.yaml", "posted_study.yaml", "real_study.yaml",
+        "study.yaml",
         "demo_study.yaml",
     ]  # fmt: skip
     assert len(ARMS) == 16

@@ -1,8 +1,10 @@
-"""A study as docs show it: its learning curves as one picture, and the figures behind them as small files.
+"""A study as docs show it: one picture, and the figures behind it as small files.
 
     python docs/pictures/study.py studies/answer
 
-Writes docs/pictures/NAME.svg and docs/studies/NAME/{curves.csv, cells.csv, report.md}; run `asrkit report` first.
+The picture shows learning curves or, where an axis of the study has three and more numbers as values (depth), the
+final error rate against it. Writes docs/pictures/NAME.svg and docs/studies/NAME/{curves.csv, cells.csv, report.md}; run
+`asrkit report` first.
 """
 
 from __future__ import annotations
@@ -16,21 +18,23 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from asrkit.report.collect import collect
-from asrkit.report.drawing import DASHES, LIGHT
-from asrkit.report.learning import series
+from asrkit.report.axes import axes, families, numbers
+from asrkit.report.collect import StudyResult, collect
+from asrkit.report.drawing import DASHES, LIGHT, MARKERS
+from asrkit.report.learning import model_hears, series
+from asrkit.report.measures import default_split, finals
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).resolve().parent.parent
 Curve = list[tuple[int, float]]  # updates, dev CER
+Point = tuple[float, np.ndarray, bool]  # value of the axis, error rate of every seed (K,), whether any model hears
 
 
-def curves_of(folder: Path) -> dict[tuple[str, str], dict[int, Curve]]:
+def curves_of(study: StudyResult) -> dict[tuple[str, str], dict[int, Curve]]:
     """(context, encoder) -> seed -> curve, of the cells that are over."""
     found: dict[tuple[str, str], dict[int, Curve]] = defaultdict(dict)
-    study = collect(folder)
     for arm in study.arms:
         for cell in study.of_arm(arm["arm"]):
             if cell.over:
@@ -70,12 +74,70 @@ def draw(curves: dict[tuple[str, str], dict[int, Curve]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def main(folder: Path) -> None:
+def numeric_axis(study: StudyResult) -> str | None:
+    """The study's first axis with three and more numbers as values."""
+    return next((axis for axis, values in axes(study).items() if len(values) > 2 and numbers(values)), None)
+
+
+def points_of(study: StudyResult, axis: str) -> dict[tuple[str, str], list[Point]]:
+    """(recipe and all other axes, encoder) -> what its arms came to, in the order of the axis."""
+    result = finals(study, default_split(study), "characters")
+    found: dict[tuple[str, str], list[Point]] = {}
+    for family in families(study, axis):
+        points = []
+        for value, arm in family.arms.items():
+            if arm in result:
+                heard = any(model_hears(cell) is not False for cell in study.of_arm(arm) if cell.over)
+                points.append((float(value), result[arm].arm.rates, heard))
+        found[family.context, family.encoder] = points
+    return found
+
+
+def draw_axis(points: dict[tuple[str, str], list[Point]], axis: str, split: str, path: Path) -> None:
+    """A panel for every context; a line for every encoder, with its seeds and their band; hollow: it hears nothing."""
+    contexts = list(dict.fromkeys(context for context, _ in points))
+    encoders = list(dict.fromkeys(encoder for _, encoder in points))
+    figure, panels = plt.subplots(
+        1, len(contexts), figsize=(4.2 * len(contexts) + 0.4, 3.9), sharey=True, squeeze=False
+    )
+    for panel, context in zip(panels.flat, contexts, strict=True):
+        for place, encoder in enumerate(encoders):
+            known = points.get((context, encoder), [])
+            if not known:
+                continue
+            colour, at = LIGHT[place % len(LIGHT)], [value for value, *_ in known]
+            dash, rates = DASHES[place % len(DASHES)], [100 * one for _, one, _ in known]
+            panel.plot(at, [one.mean() for one in rates], color=colour, dashes=dash, label=encoder, linewidth=1.8)
+            panel.fill_between(
+                at, [one.min() for one in rates], [one.max() for one in rates], color=colour, alpha=0.15, linewidth=0
+            )
+            for (value, one, heard), shown in zip(known, rates, strict=True):
+                panel.plot(
+                    [value] * len(one), shown, MARKERS[place % len(MARKERS)], color=colour, markersize=4,
+                    markerfacecolor=colour if heard else "white", linestyle="",
+                )  # fmt: skip
+        panel.set_title(context.replace("--", ", "), fontsize=10)
+        panel.set_xlabel(axis)
+        panel.set_xticks(sorted({value for (c, _), known in points.items() if c == context for value, *_ in known}))
+        panel.set_ylim(0, 102)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel(f"{split} CER [%]; hollow: hears nothing")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(encoders), frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main(folder: Path, docs: Path = DOCS) -> None:
     """Picture and files of one study."""
-    name = folder.resolve().name
-    curves = curves_of(folder)
-    draw(curves, DOCS / "pictures" / f"{name}.svg")
-    out = DOCS / "studies" / name
+    name, study = folder.resolve().name, collect(folder)
+    curves, axis = curves_of(study), numeric_axis(study)
+    picture = docs / "pictures" / f"{name}.svg"
+    if axis is None:
+        draw(curves, picture)
+    else:
+        draw_axis(points_of(study, axis), axis, default_split(study), picture)
+    out = docs / "studies" / name
     out.mkdir(parents=True, exist_ok=True)
     with (out / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
