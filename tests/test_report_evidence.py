@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -274,23 +275,52 @@ def test_an_axis_changes_what_an_encoder_does(tmp_path: Path, capsys: pytest.Cap
     assert main(["report", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "m, place-gates, none: depth 1 is better than depth 11 by " in told
-    assert "m, place-gates: layer_norm beside none, from depth 1 to 11: it gains " in told
+    assert "m, place-gates: layer_norm beside none, from depth 1 to 11: its CER is " in told
     pairs = {(one["axis"], one["context"], one["start"], one["to"]): one for one in data["interactions"]}
-    assert len(pairs) == len(data["interactions"]) == 2 * 2 + 3  # two places x depths 3 and 11; three depths x a place
+    assert len(pairs) == len(data["interactions"]) == 2 + 3  # depth in two places; the place at three depths
     one = pairs["depth", "m--place-gates", "1", "11"]
-    rates = {
-        (depth, name): [sum(json.loads((tmp_path / f"s/cells/m--depth-{depth}--place-gates--{name}--seed-{s}/cell.json")
-                                       .read_text())["test"]["characters"]["errors"]) / 100 for s in (1, 2, 3)]
-        for depth in (1, 11) for name in ("none", "layer_norm")
-    }  # fmt: skip
-    before, after = (np.subtract(rates[d, "layer_norm"], rates[d, "none"]) for d in (1, 11))
-    assert one["difference"]["mean"] == pytest.approx((after - before).mean())
-    assert one["difference"]["p"] == pytest.approx(stats.ttest_rel(after, before).pvalue, rel=1e-9)
+
+    def gap(context: str) -> np.ndarray:
+        rates = [
+            [sum(json.loads((folder / f"cells/m--{context}--{name}--seed-{s}/cell.json").read_text())["test"]
+                 ["characters"]["errors"]) / 100 for s in (1, 2, 3)]
+            for name in ("none", "layer_norm")
+        ]  # fmt: skip
+        return np.subtract(rates[1], rates[0])
+
+    along = np.array([gap(f"depth-{depth}--place-gates") for depth in (1, 3, 11)])
+    slopes = np.array([stats.linregress(np.log2([1, 3, 11]), along[:, seed]).slope for seed in range(3)])
+    assert one["difference"]["mean"] == pytest.approx(slopes.mean())
+    assert one["difference"]["p"] == pytest.approx(stats.ttest_1samp(slopes, 0).pvalue, rel=1e-9)
+    assert one["gaps"] == [[v, pytest.approx(mean)] for v, mean in zip(("1", "3", "11"), along.mean(1), strict=True)]
     said = [line for line in data["changes"] if "from depth 1 to 11" in line]
     assert len(said) == 2
-    assert all("it gains " in line for line in said)
-    assert f"it gains {-100 * (after - before).mean():.2f} points" in next(line for line in said if "gates" in line)
+    shown = ", ".join(f"{100 * mean:+.1f} ({v})" for v, mean in zip((1, 3, 11), along.mean(1), strict=True))
+    words = f"its CER is {shown} points beside it; it gains {-100 * slopes.mean():.2f} points of CER with each doubling"
+    assert words in next(line for line in said if "gates" in line)
+    before, after = (gap(f"depth-3--place-{place}") for place in ("before", "gates"))
+    one = pairs["place", "m--depth-3", "before", "gates"]
+    assert one["difference"]["mean"] == pytest.approx((after - before).mean())
+    assert one["difference"]["p"] == pytest.approx(stats.ttest_rel(after, before).pvalue, rel=1e-9)
     assert "no evidence that the difference changes" in next(line for line in data["changes"] if "from place" in line)
+    page = (folder / "report.html").read_text()
+    assert f"CER less that of none, m, place-gates: layer_norm {100 * along[0].mean():+.1f} at 1" in page
+
+
+def test_depths_at_which_nobody_hears_are_left_out(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "s", np.random.default_rng(5)
+    for depth, level in ((1, 1), (2, 2), (4, 3), (16, 5)):
+        arms = {name: (level * (name == "none") + 4 + rng.integers(0, 2, (3, 4))).tolist()
+                for name in ("none", "layer_norm")}  # fmt: skip
+        make_study(folder, arms, axes={"depth": str(depth)})
+    for name, seed in itertools.product(("none", "layer_norm"), (1, 2, 3)):
+        write_epochs(folder / f"cells/m--depth-16--{name}--seed-{seed}", epochs([0.9, 1.0], ["on_floor"] * 2))
+    data = measured(folder)
+    (one,) = data["interactions"]
+    assert [value for value, _ in one["gaps"]] == ["1", "2", "4"]
+    assert one["left_out"] == ["16"]
+    assert "from depth 1 to 4: " in data["changes"][0]
+    assert "at 16 the better one hears nothing" in data["changes"][0]
 
 
 def test_a_change_is_not_judged_where_the_better_arm_hears_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from asrkit.comparison import Comparison, in_words
 from asrkit.disk import atomic_write
 from asrkit.errors import DataError, StorageError
-from asrkit.report import figures, tables, words
+from asrkit.report import axis_figures, figures, tables, words
 from asrkit.report.axes import Family, across, axes
 from asrkit.report.collect import CellResult, StudyResult, collect, troubles
 from asrkit.report.interactions import Interaction, interaction_in_words, interactions
@@ -55,7 +55,7 @@ def write_report(
     if baseline is not None and baseline not in names:
         raise DataError(f"no encoder {baseline!r} in this study", possible=", ".join(names), reason="unknown_baseline")
     j = judge(found, unit, split or default_split(found), baseline)
-    data, sections = numbers(found, j, baseline), _sections(found, j, RATES[unit])
+    data, sections = numbers(found, j, baseline), _sections(found, j, RATES[unit], baseline)
     subtitle = f"study {found.study.get('file', '?')} · asrkit {found.study.get('asrkit', '?')} · seeds " + ", ".join(
         map(str, found.study.get("seeds", []))
     )
@@ -148,16 +148,17 @@ def _split(sentences: list[str], stands: list[bool]) -> tuple[list[str], list[st
     return (there, others) if len(others) > FEW else ([*there, *others], [])
 
 
-def _sections(found: StudyResult, j: Judgement, rate: str) -> list[Section]:
+def _sections(found: StudyResult, j: Judgement, rate: str, baseline: str | None = None) -> list[Section]:
     result, contexts = j.finals[j.unit], found.contexts()
     final = tables.final_table(found, j.split, j.finals["characters"], j.finals["words"])
     scored = {split: one for split in ("dev", "test") if (one := finals(found, split, j.unit))}
     along = [
         Section("Across the axes", *_split(j.along, [one.different for _, one in j.axes]),
-                [figures.across(found, scored, axis, rate) for axis in axes(found)],
+                [axis_figures.across(found, scored, axis, rate) for axis in axes(found)],
                 [tables.axis_table(j.axes, j.split, rate)]),
         Section("Does an axis change what an encoder does", *_split(j.changing, [one.different for one in j.changes]),
-                tables=[tables.interaction_table(j.changes, j.split, rate)]),
+                [axis_figures.gaps(found, result, axis, rate, baseline) for axis in axes(found)],
+                [tables.interaction_table(j.changes, j.split, rate)]),
     ]  # fmt: skip
     return [
         Section("Which arm is better", *_split(j.verdicts, [one.different for _, one in j.pairs]),

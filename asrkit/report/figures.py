@@ -1,4 +1,4 @@
-"""The pictures of a report: curves over training, layers from input to output, outcomes, outcomes across an axis."""
+"""The pictures of a report: curves over training, layers from input to output, outcomes (along axes: axis_figures)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from asrkit.report import layers
-from asrkit.report.axes import Family, axes, families, numbers
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.drawing import INK, MARGINS, SIZE, Gallery, look, marker, svg
 from asrkit.report.learning import Points, floor, series
@@ -244,54 +243,3 @@ def _outcome(
     axis.grid(False, axis="y")
     axis.set_title(context_name(context))
     return f"{what[0]} on {what[1]} in %, {context_name(context)}: {', '.join(said)}"
-
-
-def across(found: StudyResult, scored: dict[str, dict[str, Final]], axis: str, rate: str) -> Gallery:
-    """A panel per recipe (and values of all other axes) and split: error rate against the axis, a line per encoder.
-
-    scored: split -> arm's id -> outcome.
-    """
-    groups: dict[str, list[Family]] = {}
-    for family in families(found, axis):
-        groups.setdefault(family.context, []).append(family)
-    encoders = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
-    panels = [
-        svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{split}-{context}")
-        for context, group in groups.items()
-        for split, result in scored.items()
-    ]
-    return Gallery(f"{rate} against {axis}", panels, encoders)
-
-
-def _across(
-    found: StudyResult, group: Sequence[Family], result: dict[str, Final], encoders: Sequence[str], title: str,
-    figure: Any,
-) -> str | None:  # fmt: skip
-    picture, said = figure.subplots(), []
-    values = axes(found)[group[0].axis]
-    places = numbers(values) or [float(i) for i in range(len(values))]
-    for family in group:
-        known = [(x, v, 100 * result[family.arms[v]].arm.rates) for x, v in zip(places, values, strict=True)
-                 if family.arms.get(v) in result]  # fmt: skip
-        if not known:
-            continue
-        place = encoders.index(family.encoder)
-        style, at = look(place), [x for x, _, _ in known]
-        picture.plot(at, [r.mean() for _, _, r in known], linewidth=1.8, **style)
-        picture.fill_between(
-            at, [r.min() for *_, r in known], [r.max() for *_, r in known], color=style["color"], alpha=0.15,
-            linewidth=0,
-        )  # fmt: skip
-        for x, _, rates in known:
-            picture.plot([x] * len(rates), rates, marker(place), color=style["color"], markersize=3.5, alpha=0.8)
-        said.append(f"{family.encoder} {', '.join(f'{r.mean():.1f} at {v}' for _, v, r in known)}")
-    if not said:
-        return None
-    if numbers(values) and min(places) > 0 and max(places) > 30 * min(places):
-        picture.set_xscale("log")
-    picture.set_xticks(places, values)
-    picture.set_xticks([], minor=True)
-    picture.set_ylim(bottom=0)
-    picture.set_xlabel(group[0].axis)
-    picture.set_title(f"{context_name(group[0].context)}: {title}")
-    return f"{title}, {context_name(group[0].context)}, against {group[0].axis}: {'; '.join(said)}"

@@ -1,4 +1,8 @@
-"""Does an axis change what an encoder does? Differences of differences: does a norm help more in deep models?"""
+"""Does an axis change what an encoder does? Differences of differences: does a norm help more in deep models?
+
+Where an axis has three and more numbers as values (depth), one question is asked of all of them together: by how much
+the difference changes with each doubling of the axis. Else every value is held beside the first.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, more_seeds, over_seeds, seeds_for, span
-from asrkit.report.axes import Family, axes, families
+from asrkit.report.axes import Family, axes, families, numbers
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import model_hears
 from asrkit.report.measures import Final
 from asrkit.report.words import context_name
 from asrkit.study.cells import COLLAPSED, FAILED
 
+FEWEST_VALUES = 3  # of an axis of numbers, for a slope
+
 
 @dataclass(frozen=True)
 class Interaction:
     """By how much `second less first` differs between two values of an axis, over seeds that all four arms have.
 
-    difference: (second less first at `to`) less (second less first at `start`), in error rate. undecided: why no
-    verdict is given, in words.
+    difference: (second less first at `to`) less (second less first at `start`), in error rate; or, with `per`, the
+    slope of second less first (least squares, seed by seed) per doubling of the axis, or per unit of it. gaps: mean of
+    second less first at every value that counts. left_out: values where the better of the two hears nothing. undecided:
+    why no verdict is given, in words.
     """
 
     axis: str
@@ -36,6 +44,9 @@ class Interaction:
     seeds_needed: int | None = None
     differences: tuple[float, ...] = ()
     undecided: str | None = None
+    gaps: tuple[tuple[str, float], ...] = ()
+    per: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def different(self) -> bool:
@@ -44,10 +55,11 @@ class Interaction:
 
 
 def interactions(found: StudyResult, result: Mapping[str, Final], baseline: str | None = None) -> list[Interaction]:
-    """Every encoder with the baseline (default: the first of the study), every value of an axis with the axis' first,
-    all else equal; Holm over all of them together."""
-    pairs = []
-    for axis in axes(found):
+    """Every encoder with the baseline (default: the first of the study), along an axis of numbers, or every value of an
+    axis with the axis' first, all else equal; Holm over all of them together."""
+    pairs: list[Interaction] = []
+    for axis, values in axes(found).items():
+        of_pair = _along if len(values) >= FEWEST_VALUES and numbers(values) else _of_pair
         groups: dict[str, dict[str, Family]] = {}
         for family in families(found, axis):
             groups.setdefault(family.context, {})[family.encoder] = family
@@ -55,7 +67,7 @@ def interactions(found: StudyResult, result: Mapping[str, Final], baseline: str 
             name = baseline if baseline in group else next(iter(group))
             for other in group:
                 if other != name:
-                    pairs += _of_pair(found, result, group[name], group[other])
+                    pairs += of_pair(found, result, group[name], group[other])
     usable = [
         one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
         for one in pairs
@@ -67,22 +79,62 @@ def interactions(found: StudyResult, result: Mapping[str, Final], baseline: str 
 
 
 def _of_pair(found: StudyResult, result: Mapping[str, Final], first: Family, second: Family) -> list[Interaction]:
-    values = [v for v in first.arms if v in second.arms and first.arms[v] in result and second.arms[v] in result]
-    made = []
+    values, made = _shared(result, first, second), []
     for value in values[1:]:
-        ids = [family.arms[v] for v in (values[0], value) for family in (first, second)]
-        arms = [result[one].arm for one in ids]
-        seeds = [seed for seed in arms[0].seeds if all(seed in arm.seeds for arm in arms)]
-        a, b, c, d = (np.array([arm.rates[arm.seeds.index(seed)] for seed in seeds]) for arm in arms)
+        pairs = [(first.arms[v], second.arms[v]) for v in (values[0], value)]
+        before, after = _gaps(result, pairs)
         made.append(Interaction(
-            first.axis, first.context, values[0], value, first.encoder, second.encoder, over_seeds(b - a, d - c),
-            differences=tuple(((d - c) - (b - a)).tolist()),
-            undecided=_chance(found, ids[:2], b - a) or _chance(found, ids[2:], d - c),
+            first.axis, first.context, values[0], value, first.encoder, second.encoder, over_seeds(before, after),
+            differences=tuple((after - before).tolist()),
+            undecided=_chance(found, pairs[0], before) or _chance(found, pairs[1], after),
+            gaps=_means((values[0], value), (before, after)),
         ))  # fmt: skip
     return made
 
 
-def _chance(found: StudyResult, pair: Sequence[str], difference: np.ndarray) -> str | None:
+def _along(found: StudyResult, result: Mapping[str, Final], first: Family, second: Family) -> list[Interaction]:
+    """One for all values. Those where the better of the two hears nothing say nothing and are left out."""
+    values = _shared(result, first, second)
+    if len(values) < 2:
+        return []
+    pairs = [(first.arms[v], second.arms[v]) for v in values]
+    why = [_chance(found, pair, _gaps(result, [pair])[0]) for pair in pairs]
+    kept = [i for i, reason in enumerate(why) if reason is None]
+    undecided = None
+    if len(kept) < FEWEST_VALUES:
+        undecided = next(filter(None, why), f"no verdict: fewer than {FEWEST_VALUES} values are there to compare")
+        kept = list(range(len(values)))
+    gaps = _gaps(result, [pairs[i] for i in kept])  # (values, seeds)
+    at = np.array(numbers([values[i] for i in kept]))
+    doubling = at.min() > 0 and at.max() >= 3 * at.min()
+    x = np.log2(at) if doubling else at
+    slopes = (x - x.mean()) @ gaps / ((x - x.mean()) ** 2).sum()
+    return [Interaction(
+        first.axis, first.context, values[kept[0]], values[kept[-1]], first.encoder, second.encoder,
+        over_seeds(np.zeros(len(slopes)), slopes), differences=tuple(slopes.tolist()), undecided=undecided,
+        gaps=_means([values[i] for i in kept], gaps), per=f"doubling of {first.axis}" if doubling else first.axis,
+        left_out=tuple(v for i, v in enumerate(values) if i not in kept),
+    )]  # fmt: skip
+
+
+def _shared(result: Mapping[str, Final], first: Family, second: Family) -> list[str]:
+    """The values that both have been scored at."""
+    return [v for v in first.arms if v in second.arms and first.arms[v] in result and second.arms[v] in result]
+
+
+def _gaps(result: Mapping[str, Final], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Second less first of every pair of arms (pairs, K), of the K seeds that all of these arms have."""
+    arms = [[result[one].arm for one in pair] for pair in pairs]
+    seeds = [seed for seed in arms[0][0].seeds if all(seed in arm.seeds for pair in arms for arm in pair)]
+    rates = [[[arm.rates[arm.seeds.index(seed)] for seed in seeds] for arm in pair] for pair in arms]
+    return np.array([np.subtract(second, first) for first, second in rates])
+
+
+def _means(values: Sequence[str], gaps: Sequence[np.ndarray] | np.ndarray) -> tuple[tuple[str, float], ...]:
+    return tuple((v, float(gap.mean()) if len(gap) else math.nan) for v, gap in zip(values, gaps, strict=True))
+
+
+def _chance(found: StudyResult, pair: tuple[str, str], difference: np.ndarray) -> str | None:
     """In words why the difference of two arms is none: the one that looks better hears nothing, and has not collapsed
     or failed in all cells, which would be an outcome. An arm that hears nothing may well be the worse one."""
     better = pair[1] if len(difference) and difference.mean() < 0 else pair[0]
@@ -102,6 +154,12 @@ def interaction_in_words(one: Interaction, rate: str) -> str:
     if d.seeds < FEWEST_SEEDS:
         return f"{begin}{d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell (at least {FEWEST_SEEDS})"
     moved = f"{'gains' if d.mean < 0 else 'loses'} {100 * abs(d.mean):.2f} points"
+    if one.per:
+        begin += (
+            f"its {rate} is {', '.join(f'{100 * gap:+.1f} ({value})' for value, gap in one.gaps)} points beside it; "
+        )
+        begin += f"at {', '.join(one.left_out)} the better one hears nothing; " if one.left_out else ""
+        rate = f"{rate} with each {one.per}"
     if one.different:
         return f"{begin}it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
     return (

@@ -185,15 +185,18 @@ def interaction_table(changes: Sequence[Interaction], split: str, rate: str) -> 
     for one in changes:
         d, values = one.difference, f"{one.axis} {one.start} to {one.to}"
         rows.append((
-            context_name(one.context), values, one.first, one.second, str(d.seeds), percent(d.mean, 2),
+            context_name(one.context), values + (f", per {one.per}" if one.per else ""), one.first, one.second,
+            ", ".join(f"{percent(gap)} ({value})" for value, gap in one.gaps), str(d.seeds), percent(d.mean, 2),
             _interval(d.low, d.high), number(d.p), number(one.p_holm),
             NONE if one.seeds_needed is None else str(one.seeds_needed),
         ))  # fmt: skip
     note = (
-        f"{rate} on {split}, in points: second less first at the one value, less the same at the other; below 0: the "
-        "second gains on the first. Student's t over seeds that all four arms have, Holm over all rows of this table."
+        f"{rate} on {split}, in points: second less first at the axis' values (means over seeds), and how much that "
+        "changes: from the one value to the other, or along three and more numbers, by least squares; below 0: the "
+        "second gains on the first. Student's t over seeds that all of these arms have, Holm over all rows."
     )
-    head = ("of", "axis", "first", "second", "paired seeds", "change", "interval", "p", "p, Holm", "seeds needed")
+    head = ("of", "axis", "first", "second", "second less first", "paired seeds", "change", "interval", "p", "p, Holm",
+            "seeds needed")  # fmt: skip
     return Table("Differences of differences", note, head, rows)
 
 

@@ -1,0 +1,128 @@
+"""Outcomes along an axis of a study (depth): what every encoder comes to, and how far apart two of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from asrkit.report.axes import Family, axes, families, numbers
+from asrkit.report.collect import StudyResult
+from asrkit.report.drawing import INK, Gallery, look, marker, svg
+from asrkit.report.learning import model_hears
+from asrkit.report.measures import Final
+from asrkit.report.words import context_name
+
+
+def across(found: StudyResult, scored: dict[str, dict[str, Final]], axis: str, rate: str) -> Gallery:
+    """A panel per recipe (and values of all other axes) and split: error rate against the axis, a line per encoder.
+
+    scored: split -> arm's id -> outcome. Hollow: no model of the arm hears its input.
+    """
+    groups, encoders = _groups(found, axis), list(dict.fromkeys(arm["encoder"] for arm in found.arms))
+    panels = [
+        svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{split}-{context}")
+        for context, group in groups.items()
+        for split, result in scored.items()
+    ]
+    return Gallery(f"{rate} against {axis}", panels, encoders)
+
+
+def _across(
+    found: StudyResult, group: Sequence[Family], result: dict[str, Final], encoders: Sequence[str], title: str,
+    figure: Any,
+) -> str | None:  # fmt: skip
+    picture, said = figure.subplots(), []
+    values = axes(found)[group[0].axis]
+    places = numbers(values) or [float(i) for i in range(len(values))]
+    for family in group:
+        known = [(x, v, 100 * result[family.arms[v]].arm.rates) for x, v in zip(places, values, strict=True)
+                 if family.arms.get(v) in result]  # fmt: skip
+        if not known:
+            continue
+        place = encoders.index(family.encoder)
+        style, at = look(place), [x for x, _, _ in known]
+        picture.plot(at, [r.mean() for _, _, r in known], linewidth=1.8, **style)
+        picture.fill_between(
+            at, [r.min() for *_, r in known], [r.max() for *_, r in known], color=style["color"], alpha=0.15,
+            linewidth=0,
+        )  # fmt: skip
+        for x, value, rates in known:
+            over = [cell for cell in found.of_arm(family.arms[value]) if cell.over]
+            deaf = bool(over) and all(model_hears(cell) is False for cell in over)
+            picture.plot(
+                [x] * len(rates), rates, marker(place), color=style["color"], markersize=3.5, alpha=0.8,
+                markerfacecolor="none" if deaf else style["color"],
+            )  # fmt: skip
+        said.append(f"{family.encoder} {', '.join(f'{r.mean():.1f} at {v}' for _, v, r in known)}")
+    if not said:
+        return None
+    _ticks(picture, values, places)
+    picture.set_ylim(bottom=0)
+    picture.set_xlabel(group[0].axis)
+    picture.set_title(f"{context_name(group[0].context)}: {title}")
+    return f"{title}, {context_name(group[0].context)}, against {group[0].axis}: {'; '.join(said)}"
+
+
+def _groups(found: StudyResult, axis: str) -> dict[str, list[Family]]:
+    groups: dict[str, list[Family]] = {}
+    for family in families(found, axis):
+        groups.setdefault(family.context, []).append(family)
+    return groups
+
+
+def _ticks(picture: Any, values: Sequence[str], places: Sequence[float]) -> None:
+    if numbers(values) and min(places) > 0 and max(places) > 30 * min(places):
+        picture.set_xscale("log")
+    picture.set_xticks(places, values)
+    picture.set_xticks([], minor=True)
+
+
+def gaps(found: StudyResult, result: dict[str, Final], axis: str, rate: str, baseline: str | None) -> Gallery:
+    """A panel per recipe (and values of all other axes): every encoder's error rate less the baseline's."""
+    groups, encoders = _groups(found, axis), list(dict.fromkeys(arm["encoder"] for arm in found.arms))
+    base = baseline or encoders[0]
+    panels = [
+        svg(partial(_gap, found, group, result, encoders, (base, rate)), f"gap-{axis}-{context}")
+        for context, group in groups.items()
+    ]
+    return Gallery(f"{rate} less that of {base}, against {axis}: below 0 the encoder is better", panels, encoders)
+
+
+def _gap(
+    found: StudyResult, group: Sequence[Family], result: dict[str, Final], encoders: Sequence[str],
+    what: tuple[str, str], figure: Any,
+) -> str | None:  # fmt: skip
+    picture, said = figure.subplots(), []
+    values = axes(found)[group[0].axis]
+    places = numbers(values) or [float(i) for i in range(len(values))]
+    base = next((family for family in group if family.encoder == what[0]), None)
+    for family in group if base is not None else []:
+        known = []
+        for x, value in zip(places, values, strict=True):
+            pair = [result.get(one.arms.get(value, "")) for one in (base, family)] if base is not None else []
+            if family is base or None in pair:
+                continue
+            arms = [one.arm for one in pair if one is not None]
+            seeds = [seed for seed in arms[0].seeds if seed in arms[1].seeds]
+            first, second = (np.array([arm.rates[arm.seeds.index(seed)] for seed in seeds]) for arm in arms)
+            known += [(x, value, 100 * (second - first))] if seeds else []
+        if not known:
+            continue
+        place, at = encoders.index(family.encoder), [x for x, *_ in known]
+        style = look(place)
+        picture.plot(at, [d.mean() for *_, d in known], linewidth=1.8, marker=marker(place), markersize=3.5, **style)
+        picture.fill_between(
+            at, [d.min() for *_, d in known], [d.max() for *_, d in known], color=style["color"], alpha=0.15,
+            linewidth=0,
+        )  # fmt: skip
+        said.append(f"{family.encoder} {', '.join(f'{d.mean():+.1f} at {v}' for _, v, d in known)}")
+    if not said:
+        return None
+    picture.axhline(0, color=INK, linewidth=0.8, alpha=0.6, linestyle=(0, (2, 2)))
+    _ticks(picture, values, places)
+    picture.set_xlabel(group[0].axis)
+    picture.set_title(f"{context_name(group[0].context)}: {what[1]} less that of {what[0]}, points")
+    return f"{what[1]} less that of {what[0]}, {context_name(group[0].context)}: {'; '.join(said)}"
