@@ -561,6 +561,33 @@ class TestRunner:
         more = load_study(tmp_path / "study.yaml", [("lr", "[1.0e-3, 2.0e-3, 9.0e-3]"), ("seeds", "[1, 2]")])
         assert self.go(more, tmp_path / "s")["complete"]
 
+    def test_a_wider_grid_keeps_what_is_done_and_says_what_was_seen(self, tmp_path: Path, fake: Callable) -> None:
+        """Best on dev is the smallest rate (see FAKE): 1e-3 at first, 5e-4 of the wider grid."""
+        self.go(grid(tmp_path, encoders=1, rates=2, seeds=2), tmp_path / "s")
+        assert json.loads((tmp_path / "s/test_touched.json").read_text()) == {"toy--none": 0.001}
+        began = len(journal(tmp_path / "s"))
+        wider = load_study(tmp_path / "study.yaml", [("lr", "[5.0e-4, 1.0e-3, 2.0e-3]")])
+        with pytest.raises(RecipeError, match="--test-again"):
+            self.go(wider, tmp_path / "s")
+        assert any(line.startswith("! 1 arm has its learning rate open again") for line in self.lines)
+        again = self.go(wider, tmp_path / "s", test_again=True)
+        assert again["complete"]
+        # New are the first seed's stage 1, its test, and the second seed; nothing that was done is done again.
+        assert [line for line in journal(tmp_path / "s")[began:] if line.startswith("+")] == [
+            "+ toy--none--lr-0.0005--seed-1", "+ toy--none--lr-0.0005--seed-1", "+ toy--none--lr-0.0005--seed-2",
+        ]  # fmt: skip
+        assert json.loads((tmp_path / "s/test_touched.json").read_text()) == {"toy--none": [0.001, 0.0005]}
+        assert again["tested_before"] == {"toy--none": [0.001]}
+        tested = {(cell["lr"], cell["seed"]) for cell in again["cells"] if cell["chosen"] and cell["tested"]}
+        assert tested == {(0.0005, 1), (0.0005, 2)}
+        self.lines.clear()
+        assert self.go(wider, tmp_path / "s")["tested_before"] == {"toy--none": [0.001]}  # it stays said
+        from asrkit.report.collect import collect
+        from asrkit.report.words import headlines
+
+        said = headlines(collect(tmp_path / "s"), {}, [], [], "test", "CER")
+        assert any("toy, none (0.001)" in line and "no longer untouched" in line for line in said)
+
     def test_one_study_at_a_time_in_a_folder(self, tmp_path: Path, fake: Callable) -> None:
         from asrkit.runs import RunFolder
 

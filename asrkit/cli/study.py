@@ -12,7 +12,10 @@ EXAMPLES = """examples:
   asrkit study recipes/demo_study.yaml --dry-run
   asrkit study recipes/demo_study.yaml --budget.processes=2
   asrkit study recipes/common_voice_es/study.yaml --data.root=/cv/es --width=256 --seeds=[1,2,3,4,5]
-  asrkit study recipes/common_voice_es/study.yaml --budget.minutes=480"""
+  asrkit study recipes/common_voice_es/study.yaml --budget.minutes=480
+  asrkit study recipes/common_voice_es/answer_study.yaml --lr='[1.0e-3, 2.0e-3, 4.0e-3]'
+
+Called with more learning rates or seeds, a study keeps what is done."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,6 +30,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the study (default studies/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and how long it may take, do nothing")
     parser.add_argument("--retry-failed", action="store_true", help="also do cells again that have crashed")
+    parser.add_argument(
+        "--test-again", action="store_true",
+        help="with a wider --lr, decode test again for arms whose learning rate changes; the report says it",
+    )  # fmt: skip
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
@@ -57,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         folder,
         plugins=args.plugin,
         retry_failed=args.retry_failed,
+        test_again=args.test_again,
         progress=progress,
         say=_sayer(silent, progress),
     )

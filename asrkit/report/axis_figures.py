@@ -22,17 +22,21 @@ def across(found: StudyResult, scored: dict[str, dict[str, Final]], axis: str, r
     scored: split -> arm's id -> outcome. Hollow: no model of the arm hears its input.
     """
     groups, encoders = _groups(found, axis), list(dict.fromkeys(arm["encoder"] for arm in found.arms))
+    most = max((100 * float(one.arm.rates.max()) for result in scored.values() for one in result.values()), default=0.0)
     panels = [
-        svg(partial(_across, found, group, result, encoders, f"{rate} on {split}, %"), f"axis-{axis}-{split}-{context}")
+        svg(
+            partial(_across, found, group, result, encoders, (f"{rate} on {split}, %", most)),
+            f"axis-{axis}-{split}-{context}",
+        )
         for context, group in groups.items()
         for split, result in scored.items()
     ]
-    return Gallery(f"{rate} against {axis}", panels, encoders)
+    return Gallery(f"{rate} against {axis} (hollow: no model hears its input)", panels, encoders)
 
 
 def _across(
-    found: StudyResult, group: Sequence[Family], result: dict[str, Final], encoders: Sequence[str], title: str,
-    figure: Any,
+    found: StudyResult, group: Sequence[Family], result: dict[str, Final], encoders: Sequence[str],
+    what: tuple[str, float], figure: Any,
 ) -> str | None:  # fmt: skip
     picture, said = figure.subplots(), []
     values = axes(found)[group[0].axis]
@@ -60,10 +64,10 @@ def _across(
     if not said:
         return None
     _ticks(picture, values, places)
-    picture.set_ylim(bottom=0)
+    picture.set_ylim(0, max(1.04 * what[1], 1e-9))
     picture.set_xlabel(group[0].axis)
-    picture.set_title(f"{context_name(group[0].context)}: {title}")
-    return f"{title}, {context_name(group[0].context)}, against {group[0].axis}: {'; '.join(said)}"
+    picture.set_title(f"{context_name(group[0].context)}: {what[0]}")
+    return f"{what[0]}, {context_name(group[0].context)}, against {group[0].axis}: {'; '.join(said)}"
 
 
 def _groups(found: StudyResult, axis: str) -> dict[str, list[Family]]:

@@ -152,12 +152,13 @@ def _sections(found: StudyResult, j: Judgement, rate: str, baseline: str | None 
     result, contexts = j.finals[j.unit], found.contexts()
     final = tables.final_table(found, j.split, j.finals["characters"], j.finals["words"])
     scored = {split: one for split in ("dev", "test") if (one := finals(found, split, j.unit))}
+    slopes = {one.axis for one in j.changes if one.per}  # few values are read from the table
     along = [
         Section("Across the axes", *_split(j.along, [one.different for _, one in j.axes]),
                 [axis_figures.across(found, scored, axis, rate) for axis in axes(found)],
                 [tables.axis_table(j.axes, j.split, rate)]),
         Section("Does an axis change what an encoder does", *_split(j.changing, [one.different for one in j.changes]),
-                [axis_figures.gaps(found, result, axis, rate, baseline) for axis in axes(found)],
+                [axis_figures.gaps(found, result, axis, rate, baseline) for axis in axes(found) if axis in slopes],
                 [tables.interaction_table(j.changes, j.split, rate)]),
     ]  # fmt: skip
     return [

@@ -163,6 +163,6 @@ def interaction_in_words(one: Interaction, rate: str) -> str:
     if one.different:
         return f"{begin}it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
     return (
-        f"{begin}no evidence that the difference changes: it {moved} of {rate} ({span(d, one.p_holm)})"
+        f"{begin}no evidence that the difference changes: it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
         f"{more_seeds(one.seeds_needed, d)}"
     )

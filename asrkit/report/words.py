@@ -80,6 +80,10 @@ def headlines(
         lines.append(_stands(f"differ in {rate} on {split}", [_verdict(c, c.seeds.seeds) for _, c in pairs]))
     if speeds:
         lines.append(_stands("differ in how fast they learn", [_verdict(s, s.difference.seeds) for s in speeds]))
+    if before := found.study.get("tested_before") or {}:
+        arms = ", ".join(f"{context_name(arm)} ({' and '.join(map(str, rates))})" for arm, rates in before.items())
+        lines.append(f"test was decoded before with a learning rate that is not the arm's now: {arms}; the choice is "
+                     "dev's, and test no longer untouched")  # fmt: skip
     over = [model_hears(cell) for cell in found.cells if cell.over and cell.row.get("chosen")]
     if deaf := over.count(False):
         lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input, so that the error rate "

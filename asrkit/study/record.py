@@ -47,25 +47,36 @@ def prove(study: Study, plugins: Sequence[str] = (), progress: bool = False) -> 
     return found
 
 
-def touch_test(folder: Path, cell: Cell) -> None:
-    """Note that the test split is decoded with this arm's learning rate.
-
-    Raises RecipeError (`test_touched`) where it was decoded with another one: the choice has changed since.
-    """
+def touched(folder: Path) -> dict[str, list[float]]:
+    """Arm -> the learning rates that the test split was decoded with, in their order."""
     path = folder / "test_touched.json"
     try:
         ledger = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
+        return {arm: rates if isinstance(rates, list) else [float(rates)] for arm, rates in ledger.items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} is damaged", fix="begin a new study with --output", reason="damaged") from error
-    before = ledger.get(cell.arm, cell.lr)
-    if before != cell.lr:
+
+
+def touch_test(folder: Path, cell: Cell, again: bool = False) -> None:
+    """Note that the test split is decoded with this arm's learning rate.
+
+    Raises RecipeError (`test_touched`) where it was decoded with another one, as the choice has changed since; with
+    `again` that is noted too, and a report says so.
+    """
+    ledger = touched(folder)
+    before = ledger.get(cell.arm, [])
+    if cell.lr in before:
+        return
+    if before and not again:
         raise RecipeError(
-            f"{cell.arm}: the test split was decoded with learning rate {before:g}, and {cell.lr:g} is chosen now",
-            fix="take the new learning rates or seeds back, or begin a new study with --output",
+            f"{cell.arm}: the test split was decoded with learning rate {before[-1]:g}, and {cell.lr:g} is chosen now",
+            fix="take the new learning rates or seeds back, begin a new study with --output, or allow it with "
+            "--test-again: the report then says it",
             reason="test_touched",
         )
-    if cell.arm not in ledger:
-        atomic_write(path, json.dumps({**ledger, cell.arm: cell.lr}, indent=1) + "\n")
+    ledger[cell.arm] = [*before, cell.lr]
+    plain = {arm: rates if len(rates) > 1 else rates[0] for arm, rates in ledger.items()}
+    atomic_write(folder / "test_touched.json", json.dumps(plain, indent=1) + "\n")
 
 
 def note(folder: Path, text: str) -> None:
@@ -75,9 +86,16 @@ def note(folder: Path, text: str) -> None:
 
 
 def summary(
-    study: Study, outcomes: Outcomes, rates: Mapping[str, float | None], out_of_time: bool = False
+    study: Study,
+    outcomes: Outcomes,
+    rates: Mapping[str, float | None],
+    out_of_time: bool = False,
+    ledger: Mapping[str, list[float]] | None = None,
 ) -> dict[str, Any]:
-    """study.json without its proof: the definition, every arm with its learning rates, every cell with its path."""
+    """study.json without its proof: the definition, every arm with its learning rates, every cell with its path.
+
+    ledger: as `touched` returns it.
+    """
     from asrkit import __version__
 
     wanted, means = wanted_cells(study, outcomes), tuning(study, outcomes)
@@ -106,6 +124,12 @@ def summary(
         "complete": all(row["over"] for row in rows) and len(rows) == total and (tested or not tests),
         "counts": {name: count for name, count in status.items() if count},
         "arms": arms,
+        # Arms whose test split was decoded with a learning rate that is not theirs now, before the grid was widened.
+        "tested_before": {
+            arm: others
+            for arm, used in (ledger or {}).items()
+            if (others := [lr for lr in used if lr != rates.get(arm)])
+        },
         "cells": rows,
     }
 

@@ -47,7 +47,8 @@ class _Running:
 class Runner:
     """One call of a study in its folder.
 
-    plugins: files that register plugins, for every process. retry_failed: do cells that have crashed again.
+    plugins: files that register plugins, for every process. retry_failed: do cells that have crashed again. test_again:
+    decode the test split of an arm with another learning rate than before, where a wider grid has changed the choice.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class Runner:
         *,
         plugins: Sequence[str | Path] = (),
         retry_failed: bool = False,
+        test_again: bool = False,
         progress: bool = False,
         say: Say = print,
     ) -> None:
         self.study, self.folder = study, Path(folder)
         self.plugins = [str(Path(file).resolve()) for file in plugins]
-        self.retry_failed, self.progress, self.say = retry_failed, progress, say
+        self.retry_failed, self.test_again, self.progress, self.say = retry_failed, test_again, progress, say
         self.budget = study.definition["budget"]
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.planned: dict[str, dict[str, Any]] = {}
@@ -88,11 +90,23 @@ class Runner:
             self.open = next_jobs(self.study, self.outcomes)
             if self.open:
                 self.say(f"{self.folder}: {len(self.outcomes)} of {total_cells(self.study)} cells are done")
+                self._warn_of_test()
                 self.planned = record.prove(self.study, self.plugins, self.progress)
                 deadline = None if self.budget["minutes"] is None else started + 60 * self.budget["minutes"]
                 with self.stop:
                     self._work(deadline)
             return self._close()
+
+    def _warn_of_test(self) -> None:
+        """Before hours of training: where the choice is open again, the test split may have been decoded already."""
+        rates = chosen_rates(self.study, self.outcomes)
+        arms = [arm for arm in record.touched(self.folder) if arm in rates and rates[arm] is None]
+        if arms and not self.test_again:
+            are = "arm has its" if len(arms) == 1 else "arms have their"
+            self.say(
+                f"! {len(arms)} {are} learning rate open again, and test was decoded with the old one: where another "
+                "is chosen the study will stop, unless it is called with --test-again, which the report says"
+            )
 
     def _close(self) -> dict[str, Any]:
         summary = self._write()
@@ -145,7 +159,7 @@ class Runner:
         folder = cells.cell_folder(self.folder, job.cell)
         RunFolder(folder)  # proves that it can be written to
         if job.test:
-            record.touch_test(self.folder, job.cell)
+            record.touch_test(self.folder, job.cell, self.test_again)
         cells.write_task(folder, job.cell, self.study, self.plugins, self.budget["threads"])
         slot = min(set(range(self.budget["processes"])) - {one.slot for one in self.running})
         command = self.command(folder, job.test)
@@ -241,7 +255,7 @@ class Runner:
     def _write(self) -> dict[str, Any]:
         """study.json, up to date; returned as data."""
         rates = chosen_rates(self.study, self.outcomes)
-        summary = record.summary(self.study, self.outcomes, rates, self.out_of_time)
+        summary = record.summary(self.study, self.outcomes, rates, self.out_of_time, record.touched(self.folder))
         known = self._fingerprints() or self.planned
         summary["proof"] = proof.table(self.study, known)
         atomic_write(self.folder / "study.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
