@@ -18,7 +18,7 @@ from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, gather
 from asrkit.diagnostics.floor import Floor, input_blind_floor
 from asrkit.diagnostics.model import check_features, judge_layers, measure_layers
-from asrkit.diagnostics.norms import mismatches
+from asrkit.diagnostics.norms import mismatches, running_norms
 from asrkit.diagnostics.probes import Probe, evaluation, outputs_of, untouched, watched
 from asrkit.diagnostics.progress import judge_epochs
 from asrkit.diagnostics.scales import check_scales
@@ -100,13 +100,15 @@ class Monitor:
         device = next(self.model.parameters()).device
         batch = self._batch.to(device)
         probe = Probe(self.model, None, batch.features, batch.lengths.to(device))
-        with untouched(self.model), torch.no_grad(), outputs_of(watched(self.model)) as kept:
+        layers_of, norms = watched(self.model), running_norms(self.model) if self.batch_statistics else {}
+        with untouched(self.model), torch.no_grad(), outputs_of(layers_of | norms) as kept:
             evaluation(self.model)
             probe()
-            before = dict(kept)
+            evaluated = dict(kept)
             probe(probe.other())
-            layers = measure_layers(self.model, before, kept)
-        if self.batch_statistics and (found := mismatches(probe, self.model)):
+            before, after = ({name: found[name] for name in layers_of if name in found} for found in (evaluated, kept))
+            layers = measure_layers(self.model, before, after)
+        if norms and (found := mismatches(probe, self.model, evaluated)):
             layers["train_eval_mismatch"] = found  # N04: by norm
         if self.carries:
             forget(self.model)  # or the next epoch would begin with the states of these clips

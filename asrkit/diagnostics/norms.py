@@ -38,22 +38,29 @@ def check_norms(probe: Probe, model: nn.Module, trained: bool) -> list[Finding]:
     return found
 
 
-def mismatches(probe: Probe, model: nn.Module) -> dict[str, float]:
+def running_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Norms with running statistics, by path; slots around another one are left out."""
+    norms = {n: m for n, m in model.named_modules() if is_norm(m) and any(True for _ in m.buffers())}
+    return {n: m for n, m in norms.items() if not any(other.startswith(f"{n}.") for other in norms)}
+
+
+def mismatches(probe: Probe, model: nn.Module, evaluated: dict[str, Tensor] | None = None) -> dict[str, float]:
     """Norm with running statistics -> how far evaluation is from training on one batch, in standard deviations.
 
     Mean over features of |mean in evaluation - mean in training|; the batch is small, so a few tenths are nothing.
+    evaluated: outputs of (at least) `running_norms` in evaluation, for the probe's batch, where they are known.
     """
-    norms = {n: m for n, m in model.named_modules() if is_norm(m) and any(True for _ in m.buffers())}
-    norms = {n: m for n, m in norms.items() if not any(other.startswith(f"{n}.") for other in norms)}  # no slots
+    norms = running_norms(model)
     if not norms:
         return {}
     with untouched(model), torch.no_grad(), outputs_of(norms) as kept:
-        evaluation(model)
-        probe()
-        evaluated = dict(kept)
+        if evaluated is None:
+            evaluation(model)
+            probe()
+            evaluated = dict(kept)
         evaluation(model, norms_training=True)
         probe()
-        pairs = {name: _frames_of(probe, name, output, kept[name]) for name, output in evaluated.items()}
+        pairs = {n: _frames_of(probe, n, evaluated[n], kept[n]) for n in norms if n in evaluated and n in kept}
     found = {}
     for name, pair in pairs.items():
         if pair is not None:
