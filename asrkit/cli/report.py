@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
         troubles.append(f"! and {len(data['troubles']) - 8} more cells that are not simply done, see the report")
     axes = [(data["across"], data["axes"]), (data["changes"], data["interactions"])]
     found = [line for said, made in axes for line, one in zip(said, made, strict=True) if one["different"]]
-    print("\n".join([*data["headlines"], "", *data["verdicts"], *data["pace"], *found, *troubles]))
+    said = [line for line in [*data["verdicts"], *data["pace"]] if "too few to tell" not in line]
+    few = len(data["verdicts"]) + len(data["pace"]) - len(said)
+    said += [f"({few} comparisons have too few paired seeds)"] if few else []
+    print("\n".join([*data["headlines"], "", *said, *found, *troubles]))
     print(f"\nreport  {args.folder / 'report.html'} (and report.md, cells.csv, report.json)")
     return 0

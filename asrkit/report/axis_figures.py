@@ -80,6 +80,9 @@ def _groups(found: StudyResult, axis: str) -> dict[str, list[Family]]:
 def _ticks(picture: Any, values: Sequence[str], places: Sequence[float]) -> None:
     if numbers(values) and min(places) > 0 and max(places) > 30 * min(places):
         picture.set_xscale("log")
+    else:
+        edge = 0.12 * (max(places) - min(places))  # room for a name under the last value, whoever is there
+        picture.set_xlim(min(places) - edge, max(places) + edge)
     picture.set_xticks(places, values)
     picture.set_xticks([], minor=True)
 

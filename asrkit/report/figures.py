@@ -40,8 +40,8 @@ def learning(found: StudyResult, context: str) -> Gallery:
 
     Where CPU time is recorded it is drawn too: unlike the wall's it is hardly that of other work on the machine.
     """
-    train, dev = (f"loss on {split}, nats per label" for split in ("train", "dev"))
-    train, dev, cer = (train, "train", "loss"), (dev, "dev", "loss"), ("CER on dev, %", "dev", "cer")
+    train, dev = ((f"loss on {split}, nats per label", split, "loss") for split in ("train", "dev"))
+    cer = ("CER on dev, %", "dev", "cer")
     members = [c for arm in found.contexts()[context] for c in found.of_arm(arm["arm"]) if c.over and c.epochs]
     known = members and all(epoch.get("cpu_seconds") is not None for cell in members for epoch in cell.epochs)
     second = [(train, WALL), (cer, WALL), (cer, CPU)] if known else [(one, WALL) for one in (train, dev, cer)]

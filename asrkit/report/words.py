@@ -133,6 +133,8 @@ def _stands(what: str, verdicts: Sequence[tuple[bool, int, bool]]) -> str:
     usable = [different for different, seeds, decided in verdicts if decided and seeds >= FEWEST_SEEDS]
     deaf = sum(not decided for *_, decided in verdicts)
     few = len(verdicts) - len(usable) - deaf
+    if few == len(verdicts):
+        return f"no pair of arms has {FEWEST_SEEDS} paired seeds yet, so none can be said to {what}"
     text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < {LEVEL} after Holm's correction)"
     text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
     return text + (f"; {deaf} more without a verdict, as models do not hear their input" if deaf else "")
