@@ -15,8 +15,9 @@ from scipy import stats
 from asrkit.cli import main
 from asrkit.comparison import LEVEL
 from asrkit.report import axes, layers
-from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.collect import CellResult, StudyResult, collect
 from asrkit.report.export import judge, write_report
+from asrkit.report.learning import series
 
 UTTERANCES, SPEAKERS, LOOKS = 160, 16, 10
 
@@ -150,6 +151,37 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     assert measured(folder)["verdicts"][0].startswith("none is better than layer_norm")
 
 
+def test_a_best_epoch_from_before_it_heard_is_remarked(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {"none": [[12] * 4] * 2, "layer_norm": [[9] * 4] * 2})
+    deafen(folder, "none", [1, 2], [0.6, 1.0, 0.97], ["above_floor", "on_floor", "below_floor"])
+    deafen(folder, "layer_norm", [1, 2], [0.9, 0.8, 0.6], ["on_floor", "below_floor", "below_floor"])
+    write_report(folder)
+    table = (folder / "report.md").read_text().split("### All tests")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| m, ")]
+    assert "seed 1: best epoch 1, from before it heard; seed 2: best epoch 1, from before it heard" in rows[0]
+    assert "before it heard" not in rows[1]
+
+
+def test_cpu_time_is_drawn_where_it_is_recorded_and_all_recipes_on_one_scale(tmp_path: Path) -> None:
+    """CPU seconds differ from the wall's by another factor in every epoch; a second context makes an overview."""
+    folder = tmp_path / "s"
+    for depth in ("1", "2"):
+        make_study(folder, {"none": [[1] * 4] * 2, "layer_norm": [[2] * 4] * 2}, axes={"depth": depth})
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert "CPU seconds" not in page
+    assert "m, depth-1, against updates: none ends at 25, layer_norm ends at 25" in page
+    for cell in folder.glob("cells/m--depth-1--*"):
+        lines = epochs([0.9, 0.45, 0.25])
+        write_epochs(cell, [{**line, "cpu_seconds": 0.5 + i} for i, line in enumerate(lines)])
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert page.count("CER on dev, %, against CPU seconds of training: none ends at 25") == 1
+    cell = collect(folder).of_arm("m--depth-1--none")[0]
+    assert [cpu for _, cpu, _ in series(cell, "dev", "cer", clock="cpu_seconds")] == [0.5, 2.0, 4.5]
+    assert [wall for _, wall, _ in series(cell, "dev", "cer")] == [1.5, 3.0, 4.5]
+
+
 def test_a_collapsed_cell_does_not_hear(tmp_path: Path) -> None:
     """Whatever its loss; it counts with the errors it makes, and the arm beside it may be better."""
     folder = make_study(tmp_path / "s", {"none": [[20, 30, 10, 40]] * 3, "layer_norm": [[9] * 4, [8] * 4, [9] * 4]})
@@ -241,8 +273,6 @@ def depths(folder: Path) -> Path:
 
 
 def test_an_axis_is_compared_where_all_else_is_equal(tmp_path: Path) -> None:
-    from asrkit.report.collect import collect
-
     folder = depths(tmp_path / "s")
     found = collect(folder)
     assert axes.axes(found) == {"depth": ["1", "3", "11"], "place": ["before", "gates"]}
