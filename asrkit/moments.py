@@ -74,19 +74,27 @@ def masked_moments(x: Tensor, mask: Tensor, over: str, *, masked: bool = True, j
     back. No gradient flows here; `normalization.standardize` knows it.
     """
     x = x.detach()
-    frames = largest(x.shape[1], x.device) if joint and (over == "step" or not masked) else x.shape[1]
     lengths = real_lengths(x, mask)
     if over == "step":
         moments = _masked(x, mask, 0) if lengths is None else _per_step(x, lengths)
-        moments = Moments(*(nn.functional.pad(m, (0, 0, 0, frames - x.shape[1])) for m in moments))
-        frames = x.shape[0]
     elif lengths is not None:
         moments = _per_utterance(x, lengths, together=over == "batch")
     else:
         one = over == "batch"  # all frames one after the other, as of one utterance
         moments = _masked(x.reshape(1, -1, x.shape[2]), mask.reshape(1, -1), 1) if one else _masked(x, mask, 1)
+    return finished(moments, over, mask, masked, joint)
+
+
+def finished(moments: Moments, over: str, mask: Tensor, masked: bool, joint: bool) -> Moments:
+    """What `masked_moments` makes of the real frames' moments: its last two options."""
+    frames = mask.shape[1]
+    if joint and (over == "step" or not masked):
+        frames = largest(frames, mask.device)
+    if over == "step":
+        moments = Moments(*(nn.functional.pad(m, (0, 0, 0, frames - mask.shape[1])) for m in moments))
+        frames = mask.shape[0]
     if not masked:
-        moments = _with_zeros(moments, frames * x.shape[0] if over == "batch" else frames)
+        moments = _with_zeros(moments, frames * mask.shape[0] if over == "batch" else frames)
     return over_processes(moments) if joint and over != "utterance" else moments
 
 

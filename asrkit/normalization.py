@@ -11,18 +11,18 @@ after), keeps nothing but x for the backward pass, and makes no tensor of its si
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
-from asrkit.moments import CACHED, Moments, alive_stretches, compute_type, of_alive, real_lengths
+from asrkit.moments import CACHED, Moments, alive_stretches, compute_type, masked_moments, of_alive, real_lengths
 from asrkit.processes import several
 from asrkit.rows import RowNorm, normalize_rows
 
-__all__ = ["Affine", "RowNorm", "Standard", "normalize_rows", "standardize"]
+__all__ = ["Affine", "Frames", "PaddedFrames", "RowNorm", "Rule", "Standard", "normalize_rows", "standardize"]
 
 Gains = tuple[Tensor | None, Tensor | None]
 
@@ -47,6 +47,38 @@ class Standard(NamedTuple):
     eps: float = 1e-5
     groups: int | None = None
     joint: bool = False
+
+
+class Rule(NamedTuple):
+    """What `standardize` does with a batch: its arguments of the same names."""
+
+    moments: Moments
+    how: Standard
+    gains: Gains
+    own: Tensor | None
+
+
+class Frames(Protocol):
+    """Frames wherever they lie: B utterances of up to T = `length`, mask (B, T)."""
+
+    mask: Tensor
+    batch: int
+    length: int
+
+    def moments(self, over: str, *, masked: bool = True, joint: bool = False) -> Moments:
+        """As `asrkit.moments.masked_moments` of them."""
+
+
+class PaddedFrames:
+    """x (B, T, C), mask (B, T)."""
+
+    def __init__(self, x: Tensor, mask: Tensor) -> None:
+        self.x, self.mask = x, mask
+        self.batch, self.length = mask.shape
+
+    def moments(self, over: str, *, masked: bool = True, joint: bool = False) -> Moments:
+        """See `asrkit.moments.masked_moments`."""
+        return masked_moments(self.x, self.mask, over, masked=masked, joint=joint)
 
 
 def standardize(
@@ -110,7 +142,7 @@ class _Standardize(torch.autograd.Function):
             dbias, dweight = sums.sum((1, 2))
         if for_x:
             if through:
-                by_mean, by_var = _shared(sums if weight is None else sums * weight, share, ctx.how)
+                by_mean, by_var = shared(sums if weight is None else sums * weight, share, ctx.how)
                 slope = rstd.square().mul_(by_var).neg_()
                 line = slope, torch.addcmul(rstd * by_mean, slope, mean).neg_()
             dx = _to_input(g, x, mask, rstd if weight is None else rstd * weight, line, ctx.how.over, ctx.lengths)
@@ -197,7 +229,7 @@ def _masked_sums(g: Tensor, x: Tensor, mask: Tensor, mean: Tensor, rstd: Tensor,
     return torch.stack([g.sum(dim, keepdim=True), with_xhat.sum(dim, keepdim=True)])
 
 
-def _shared(sums: Tensor, share: Tensor, how: Standard) -> Tensor:
+def shared(sums: Tensor, share: Tensor, how: Standard) -> Tensor:
     """The sums over all frames that share a mean, times own / n: (2, *the shape of a moment)."""
     steps = sums.shape[2]
     if how.over == "batch":

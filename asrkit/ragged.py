@@ -20,19 +20,18 @@ class Ragged:
         self.ragged = x.is_cuda or self.tracing or bool((lengths < self.frames).any())
         self.lengths = lengths.to(x.device, torch.int64)
         self.mask = torch.arange(self.frames, device=x.device) < self.lengths[:, None]
-        self._orders: dict[tuple[int, bool], ScanOrder] = {}
+        self._orders: dict[int, ScanOrder] = {}
         self._rows: Tensor | None = None
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """Zero past each end: 0 * NaN is NaN, so hiding the output alone would not protect the gradients."""
         return x.masked_fill(~self.mask[..., None], 0) if self.ragged else x
 
-    def order(self, directions: int, reverse: bool) -> ScanOrder:
-        """The row orders of a scan; `reverse=False` when the backward half has been reversed before."""
-        key = directions, reverse
-        if key not in self._orders:
-            self._orders[key] = scan_order(self.lengths, self.frames, directions, reverse, self.ragged)
-        return self._orders[key]
+    def order(self, directions: int) -> ScanOrder:
+        """The order of a scan, which looks at the lengths: not for a trace, and on a GPU a wait."""
+        if directions not in self._orders:
+            self._orders[directions] = scan_order(self.lengths, self.frames, directions)
+        return self._orders[directions]
 
     def reverse(self, x: Tensor) -> Tensor:
         """(B, T, N) with the real part of each utterance reversed; its own inverse."""

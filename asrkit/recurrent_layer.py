@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asrkit.errors import RecipeError
+from asrkit.packed_norms import normed_project
 from asrkit.placement import GATES, GroupedNorm, MakeNorm, Placement, has
 from asrkit.processes import largest
+from asrkit.projection import project
 from asrkit.ragged import Ragged
-from asrkit.row_norm_scan import RowScale, gru_row_norm_scan
+from asrkit.row_norm_scan import gru_row_norm_scan
+from asrkit.row_scale import RowScale
 from asrkit.scan import gru_scan, lstm_scan
-from asrkit.scan_order import ScanOrder
+from asrkit.scan_order import to_scan
 from asrkit.steps import Norms, gru_steps, lstm_steps
 
 
@@ -84,13 +87,7 @@ class RecurrentLayer(nn.Module):
             return self._normed_recurrence(x, batch, backend)
         if backend == "fused" or self.memory is not None or (backend == "auto" and self._prefers_fused(x)):
             return self._fused(x, batch)
-        bias, candidate_bias = self._biases()
-        if self.gate_norms is None:
-            gates, reverse = F.linear(x, self.weight_input.flatten(0, 1), bias.flatten()), True
-        else:
-            gates, reverse = self._normed_gates(x, batch)
-            gates = gates + bias.flatten()
-        return self._scan(gates, candidate_bias, batch.order(self.directions, reverse))
+        return self._scanned(x, batch)
 
     def _prefers_fused(self, x: Tensor) -> bool:
         if x.is_cuda or torch.jit.is_tracing():  # a traced loop would freeze the number of frames
@@ -126,13 +123,46 @@ class RecurrentLayer(nn.Module):
         outside, candidate = self.bias_recurrent.split([2 * self.size, self.size], 1)
         return self.bias_input + F.pad(outside, (0, self.size)), candidate
 
-    def _scan(self, gates: Tensor, candidate_bias: Tensor, order: ScanOrder) -> Tensor:
+    # asrkit's own scans.
+
+    def _scanned(self, x: Tensor, batch: Ragged) -> Tensor:
+        if not x.shape[1]:  # no frame to point at
+            return self._scanned(F.pad(x, (0, 0, 0, 1)), Ragged(F.pad(x, (0, 0, 0, 1)), batch.lengths))[:, :0]
         kept = self.weight_recurrent.dtype
         compute = torch.promote_types(kept, torch.float32)
-        gates, weight, bias = (t.to(compute) for t in (gates, self.weight_recurrent, candidate_bias))
-        with torch.autocast(gates.device.type, enabled=False):
-            states = gru_scan(gates, weight, bias, order) if self.cell == "gru" else lstm_scan(gates, weight, order)
-        return states.to(kept)
+        order = batch.order(self.directions)
+        bias, candidate_bias = self._biases()
+        sums = self._sums(x, batch, bias.to(compute))
+        weight, candidate_bias = self.weight_recurrent.to(compute), candidate_bias.to(compute)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.cell == "gru":
+                return gru_scan(sums, weight, candidate_bias, order).to(kept)
+            return lstm_scan(sums, weight, order).to(kept)
+
+    def _sums(self, x: Tensor, batch: Ragged, bias: Tensor) -> Tensor:
+        """What a scan begins with: W_x x after its norm, plus bias (D, G), in the scan's layout, gates and room."""
+        order, room = batch.order(self.directions), self.size if self.cell == "gru" else 0
+        if x.dtype == bias.dtype and not torch.is_autocast_enabled(x.device.type):
+            if self.gate_norms is None:
+                return project(x, self._turned(self.weight_input), self._turned(bias), order, room)
+            norms = [cast(GroupedNorm, norm) for norm in self.gate_norms]
+            turn = self.size if self.cell == "gru" else 0
+            found = normed_project(x, self.weight_input, bias, norms, batch.mask, order, turn, self._twice(bias), room)
+            if found is not None:
+                return found
+        gates, natural = self._normed_gates(x, batch)
+        gates = to_scan(gates.to(bias.dtype), order, natural) + bias.unsqueeze(1)
+        return F.pad(self._turned(gates, -1), (0, room))
+
+    def _twice(self, like: Tensor) -> Tensor:
+        """(G,) in the scan's order of the gates: 2 for the one whose tanh is computed by a sigmoid, else 1."""
+        return self._turned(like.new_ones(GATES[self.cell] * self.size), 0)
+
+    def _turned(self, gates: Tensor, dim: int = 1) -> Tensor:
+        """From torch's order of the gates to the scan's, with the one doubled whose tanh it computes by a sigmoid."""
+        parts = list(gates.split(self.size, dim))
+        parts[2] = parts[2] * 2
+        return torch.cat(parts[2:] + parts[:2] if self.cell == "gru" else parts, dim)
 
     # Norms inside the loop over time.
 
@@ -143,27 +173,24 @@ class RecurrentLayer(nn.Module):
                 possible="none, input, gates",
                 reason="export",
             )
-        compute = torch.promote_types(self.weight_recurrent.dtype, torch.float32)
-        scale = None if backend == "steps" or x.is_cuda else self._row_scale(compute)
+        kept = self.weight_recurrent.dtype
+        compute = torch.promote_types(kept, torch.float32)
+        scale = None if backend == "steps" or x.is_cuda or not x.shape[1] else self._row_scale(compute)
+        if scale is not None:
+            bias, candidate = scale.with_shift(*self._biases())
+            sums = self._sums(x, batch, bias.to(compute))
+            with torch.autocast(x.device.type, enabled=False):
+                weight, candidate = self.weight_recurrent.to(compute), candidate.to(compute)
+                return gru_row_norm_scan(sums, weight, candidate, scale, batch.order(self.directions)).to(kept)
         gates, natural = self._normed_gates(x, batch)
-        gates = gates.to(compute)
-        with torch.autocast(gates.device.type, enabled=False):
-            if scale is not None:
-                bias, candidate = self._biases()
-                bias, candidate = scale.with_shift(bias, candidate)
-                order = batch.order(self.directions, natural)
-                weight = self.weight_recurrent.to(compute)
-                states = gru_row_norm_scan(gates + bias.flatten(), weight, candidate, scale, order)
-            else:
-                states = self._steps(self._own_order(gates, natural, batch), batch)
-        return states.to(self.weight_recurrent.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._steps(self._own_order(gates.to(compute), natural, batch), batch).to(kept)
 
     def _row_scale(self, dtype: torch.dtype) -> RowScale | None:
         """What the scan with row norms needs, None where a norm on W_h h is of another kind."""
         if self.cell != "gru" or self.recurrent_norms is None:
             return None
-        sides = [cast(GroupedNorm, side) for side in self.recurrent_norms]
-        return RowScale.of([list(side.norms) for side in sides], [side.groups for side in sides], dtype)
+        return RowScale.of([cast(GroupedNorm, side) for side in self.recurrent_norms], dtype)
 
     def _steps(self, sides: list[Tensor], batch: Ragged) -> Tensor:
         """The recurrence step by step, for any norm."""

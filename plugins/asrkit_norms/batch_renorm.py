@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
 from asrkit.moments import Moments, RunningMoments, masked_moments, or_stored
-from asrkit.normalization import Affine, Standard, standardize
+from asrkit.normalization import Affine, Frames, PaddedFrames, Rule, Standard, standardize
 
 
 class BatchRenorm(nn.Module):
@@ -40,13 +40,17 @@ class BatchRenorm(nn.Module):
         self._before: tuple[Moments, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return standardize(x, mask, *self.rule(PaddedFrames(x, mask)))
+
+    def rule(self, frames: Frames) -> Rule:
+        """Takes a batch in; how it is normalized."""
         if not self.training:
-            return standardize(x, mask, self.running.constant(), self.how, self.affine())
-        batch = masked_moments(x, mask, "batch", masked=self.options.masked, joint=True)
+            return Rule(self.running.constant(), self.how, self.affine(), None)
+        batch = frames.moments("batch", masked=self.options.masked, joint=True)
         own = torch.ones_like(batch.frames)
         gains = self._corrected(batch, own, self._begin())
         self.running.update(batch)
-        return standardize(x, mask, batch, self.how, gains, own)
+        return Rule(batch, self.how, gains, own)
 
     def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
         """x (B, C), mask (B,) -> (B, C) at step t of a recurrence."""

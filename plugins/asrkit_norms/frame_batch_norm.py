@@ -23,7 +23,7 @@ from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
 from asrkit.errors import RecipeError
 from asrkit.moments import Moments, RunningMoments, masked_moments, or_stored, pool
-from asrkit.normalization import Affine, Standard, standardize
+from asrkit.normalization import Affine, Frames, PaddedFrames, Rule, Standard, standardize
 
 TAIL = 8  # the pooled tail rests on this many times `min_count` frames, where training has seen as many
 
@@ -50,19 +50,23 @@ class FrameBatchNorm(nn.Module):
         return fallback / max(1.0, frames)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return standardize(x, mask, *self.rule(PaddedFrames(x, mask)))
+
+    def rule(self, frames: Frames) -> Rule:
+        """Takes a batch in; how it is normalized."""
         if not self.training:
-            moments, tail = self.statistics(x.shape[1])
-            self._count(mask, tail, first=True)
-            return standardize(x, mask, moments, self.how, self.affine())
-        batch = masked_moments(x, mask, "step", masked=self.options.masked, joint=True)
-        self._refuse_batch_of_one(x, batch)
+            moments, tail = self.statistics(frames.length)
+            self._count(frames.mask, tail, first=True)
+            return Rule(moments, self.how, self.affine(), None)
+        batch = frames.moments("step", masked=self.options.masked, joint=True)
+        self._refuse_batch_of_one(frames.batch, batch)
         self._update(batch)
         moments, own = batch, torch.ones_like(batch.frames)
         few = (batch.frames[0, :, 0] < 2).nonzero()
         if len(few):
             moments, own = self._or_running(batch, int(few[0]))
-        self._count(mask, own == 0, first=True)
-        return standardize(x, mask, moments, self.how, self.affine(), own)
+        self._count(frames.mask, own == 0, first=True)
+        return Rule(moments, self.how, self.affine(), own)
 
     def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
         """x (B, C), mask (B,) -> (B, C) at step t of a recurrence; running statistics are those of step t."""
@@ -72,7 +76,7 @@ class FrameBatchNorm(nn.Module):
             self._at_test = None
             batch = masked_moments(x, mask, "batch", masked=self.options.masked, joint=True)
             if t == 0:
-                self._refuse_batch_of_one(x, batch)
+                self._refuse_batch_of_one(x.shape[0], batch)
             self.running.update(batch, first=min(t, last), fade=t <= last)
             moments, own = batch, torch.ones_like(batch.frames)
             if bool(batch.frames < 2):
@@ -127,8 +131,8 @@ class FrameBatchNorm(nn.Module):
         served = [(alive * fallback[0, : mask.shape[1], 0]).sum(), alive.sum()]
         self._served = [new if first else old + new for old, new in zip(self._served, served, strict=True)]
 
-    def _refuse_batch_of_one(self, x: Tensor, batch: Moments) -> None:
-        if x.shape[0] > 1 or self.options.allow_batch_of_one or bool(self.running.count.any()):
+    def _refuse_batch_of_one(self, utterances: int, batch: Moments) -> None:
+        if utterances > 1 or self.options.allow_batch_of_one or bool(self.running.count.any()):
             return
         if bool((batch.frames > 1).any()):  # of several processes, each with a batch of one
             return

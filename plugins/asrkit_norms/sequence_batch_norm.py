@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
 from asrkit.moments import RunningMoments, masked_moments, or_stored
-from asrkit.normalization import Affine, Standard, standardize
+from asrkit.normalization import Affine, Frames, PaddedFrames, Rule, Standard, standardize
 
 
 class SequenceBatchNorm(nn.Module):
@@ -38,12 +38,15 @@ class SequenceBatchNorm(nn.Module):
         self.affine = Affine(size, options.affine, options.gain)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return standardize(x, mask, *self.rule(PaddedFrames(x, mask)))
+
+    def rule(self, frames: Frames) -> Rule:
+        """Takes a batch in; how it is normalized."""
         if not self.training:
-            return standardize(x, mask, self.running.constant(), self.how, self.affine())
-        moments = masked_moments(x, mask, "batch", masked=self.masked, joint=True)
+            return Rule(self.running.constant(), self.how, self.affine(), None)
+        moments = frames.moments("batch", masked=self.masked, joint=True)
         self.running.update(moments)
-        own = torch.ones_like(moments.frames)
-        return standardize(x, mask, moments, self.how, self.affine(), own)
+        return Rule(moments, self.how, self.affine(), torch.ones_like(moments.frames))
 
     def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
         """x (B, C), mask (B,) -> (B, C) at step t of a recurrence."""
