@@ -222,7 +222,7 @@ def rows_normalized(
 
 
 class _RowsNormalized(torch.autograd.Function):
-    """With xhat = u / s, s = sqrt(mean u^2 + eps), g the incoming gradient times gain: du = (g - xhat mean(g xhat)) / s."""
+    """du = (g - xhat mean(g xhat)) / s, with xhat = u / s, s = sqrt(mean u^2 + eps), g what comes in times gain."""
 
     @staticmethod
     def forward(

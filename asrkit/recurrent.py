@@ -81,7 +81,8 @@ class Recurrent(nn.Module):
     def run(self, x: Tensor, lengths: Tensor) -> Tensor:
         """`forward` with arguments that are known to fit, and without faults."""
         batch = Ragged(x, lengths)
-        x = batch.zero_padding(x)
+        if not self.layers[0].skips_padding(x, self.backend):
+            x = batch.zero_padding(x)
         for i, layer in enumerate(self.layers):
             if i and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)

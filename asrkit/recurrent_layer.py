@@ -89,6 +89,18 @@ class RecurrentLayer(nn.Module):
             return self._fused(x, batch)
         return self._scanned(x, batch)
 
+    def skips_padding(self, x: Tensor, backend: str) -> bool:
+        """Whether `forward` reads real frames only, so that padding may hold anything."""
+        own_norm = self.input_norm is not None or self.gate_norms is not None or self.in_recurrence
+        fused = backend == "fused" or self.memory is not None or (backend == "auto" and self._prefers_fused(x))
+        return not own_norm and not fused and self._exact(x)
+
+    def _exact(self, x: Tensor) -> bool:
+        """Whether W_x x is to be computed in the precision of the recurrence."""
+        kept = self.weight_recurrent.dtype
+        plain = x.dtype == kept == torch.promote_types(kept, torch.float32)
+        return plain and not torch.is_autocast_enabled(x.device.type)
+
     def _prefers_fused(self, x: Tensor) -> bool:
         if x.is_cuda or torch.jit.is_tracing():  # a traced loop would freeze the number of frames
             return True
@@ -142,7 +154,7 @@ class RecurrentLayer(nn.Module):
     def _sums(self, x: Tensor, batch: Ragged, bias: Tensor) -> Tensor:
         """What a scan begins with: W_x x after its norm, plus bias (D, G), in the scan's layout, gates and room."""
         order, room = batch.order(self.directions), self.size if self.cell == "gru" else 0
-        if x.dtype == bias.dtype and not torch.is_autocast_enabled(x.device.type):
+        if self._exact(x):
             if self.gate_norms is None:
                 return project(x, self._turned(self.weight_input), self._turned(bias), order, room)
             norms = [cast(GroupedNorm, norm) for norm in self.gate_norms]

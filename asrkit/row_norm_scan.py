@@ -1,8 +1,8 @@
 """The GRU scan with a norm per frame (layer norm, RMS norm) on W_h h, in one loop with its own backward pass.
 
 Layer norm inside the loop needs no mean (`asrkit.row_scale`). What is left per step is a root mean square per group,
-and its gradient a scalar product. Equations: Ba et al. 2016 (arXiv 1607.06450), LN-GRU in the appendix; Zhang & Sennrich
-2019 (arXiv 1910.07467) for RMS norm. The rest is `asrkit.scan`.
+and its gradient a scalar product. Equations: Ba et al. 2016 (arXiv 1607.06450), LN-GRU in the appendix; Zhang &
+Sennrich 2019 (arXiv 1910.07467) for RMS norm. The rest is `asrkit.scan`.
 """
 
 from __future__ import annotations
@@ -98,15 +98,15 @@ class _GRURowNormScan(torch.autograd.Function):
         grad_states = incoming(grad, order)
         grad_sums, grad_products = torch.empty_like(sums), torch.empty_like(hats)
         loop = _Loop(grad_states, grad_sums, grad_products, sums, order, size)
+        grad_gain = torch.zeros_like(gain)
         for start, end, rows in order.chunks(CHUNK // (order.directions * 3 * size)):
             gru_factors(sums[:, rows], states[:, rows], grad_sums[:, rows])
-            loop.run(start, end, rows, gain, hats, scales, mixing, weight)
+            grad_gain += loop.run(start, end, rows, gain, hats[:, rows], scales[:, rows], mixing, weight)
         grad_sums[:, order.unused] = 0
         grad_products[:, order.unused] = 0
-        grad_gain = torch.linalg.vecdot(grad_sums[..., size:], hats, dim=1)
         grad_weight = torch.bmm(grad_products.transpose(1, 2), states)
         grad_bias = grad_sums[..., 3 * size :].sum(1).mul_(2)
-        return grad_sums, grad_weight, grad_bias, doubled(grad_gain, 2, size), None, None, None
+        return grad_sums, grad_weight, grad_bias, doubled(grad_gain[:, 0], 2, size), None, None, None
 
 
 class _Loop:
@@ -128,6 +128,7 @@ class _Loop:
         self.products = order.steps(grad_products)
         self.products3 = order.steps(grad_products.unflatten(-1, (3, size)))
         self.grad_products = grad_products
+        self.shares = {n: _shares(sums, order.directions, n) for n in set(order.computed)}
 
     def run(
         self,
@@ -136,25 +137,36 @@ class _Loop:
         rows: slice,
         gain: Tensor,
         hats: Tensor,
-        scales: Tensor,
+        scale: Tensor,
         mixing: Tensor,
         weight: Tensor,
-    ) -> None:
-        """Steps `start` to `end`, whose rows of `grad_sums` hold factors and come to hold gradients."""
-        wide, scale = hats[:, rows].unflatten(-1, (3, self.size)), scales[:, rows]
+    ) -> Tensor:
+        """Steps `start` to `end`, whose rows of `grad_sums` hold factors and then gradients -> gradient of the gain."""
+        order, size = self.order, self.size
+        wide, grads = hats.unflatten(-1, (3, size)), self.grad_sums[:, rows, size:]
         # f gain / s stands where the gradient of W_h h will.
-        direct = torch.mul(self.grad_sums[:, rows, self.size :], gain, out=self.grad_products[:, rows])
-        inner = direct.unflatten(-1, (3, self.size)) * wide  # its product with g, summed, is the sum of f gain g xhat
-        direct.unflatten(-1, (3, self.size)).mul_(scale)
+        direct = torch.mul(grads, gain, out=self.grad_products[:, rows]).unflatten(-1, (3, size))
+        inner = direct * wide  # its product with g, summed, is the sum of f gain g xhat
+        direct.mul_(scale)
         shrink = (wide * scale).neg_()
-        pieces = [self.order.blocks[t] for t in range(start, end)]
-        inner_steps, shrink_steps = inner.split(pieces, 1), shrink.split(pieces, 1)
-        add_up, mm = torch.sum, torch.mm
-        for t in reversed(range(start, end)):
-            now, now3, rows_now = self.after[t], self.after3[t], self.order.computed[t]
-            inside, less = inner_steps[t - start][:, :rows_now], shrink_steps[t - start][:, :rows_now]
-            shares = mm(add_up(inside.mul_(now3), -1).view(-1, 3), mixing).view(*inside.shape[:3], 1)
-            product = self.products3[t]
+        blocks = order.blocks[start:end]
+        steps = zip(
+            range(start, end), order.computed[start:end], inner.split(blocks, 1), shrink.split(blocks, 1), strict=True
+        )
+        for t, count, inside, less in reversed(list(steps)):
+            if inside.shape[1] > count:
+                inside, less = inside[:, :count], less[:, :count]
+            now, now3, product = self.after[t], self.after3[t], self.products3[t]
+            dots, flat, found, shares = self.shares[count]
+            torch.sum(inside.mul_(now3), -1, out=dots)
+            torch.mm(flat, mixing, out=found)
             product.mul_(now3).addcmul_(less, shares)
             self.factors[t].mul_(now3)
             self.before[t].addcmul_(now, self.updates[t]).baddbmm_(self.products[t], weight)
+        return torch.mul(grads, hats, out=inner.flatten(2)).sum(1, keepdim=True)
+
+
+def _shares(like: Tensor, directions: int, rows: int) -> tuple[Tensor, ...]:
+    """Memory for the sums of a step's f gain g xhat and for their means over the groups, each in two shapes."""
+    dots, found = like.new_empty(directions, rows, 3), like.new_empty(directions * rows, 3)
+    return dots, dots.view(-1, 3), found, found.view(directions, rows, 3, 1)

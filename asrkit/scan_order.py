@@ -31,8 +31,9 @@ class ScanOrder:
 
     `inputs` (D, R): the frame (of B*T) that a row reads. `own`: the same where the backward half has been reversed
     before. `frames` (D, B*T): the row (of D*R) that has read a frame, one without gradient for padding; `own_frames`:
-    the same, as above. `output` (B*T*D): rows of states in the caller's order, for padding row 0, which is zero. `output_back`
-    (D*R): rows of the caller's output in the order of the states; `dead`: rows (of D*R) of states without a frame.
+    the same, as above. `output` (B*T*D): rows of states in the caller's order, for padding row 0, which is zero.
+    `output_back` (D*R): rows of the caller's output in the order of the states; `dead`: rows (of D*R) of states that
+    have no frame.
     """
 
     blocks: list[int]
@@ -102,8 +103,8 @@ def scan_order(lengths: Tensor, frames: int, directions: int) -> ScanOrder:
     steps = int(lengths.max()) if batch else 0
     sorted_lengths, utterance = lengths.sort(descending=True, stable=True)
     alive = (lengths[:, None] > torch.arange(steps, device=device)).sum(0).tolist()
-    computed = [min(batch, -(-n // _ROUND) * _ROUND) for n in alive]
-    blocks = [computed[0] if computed else batch, *computed]
+    computed = [min(alive[0], -(-n // _ROUND) * _ROUND) for n in alive]  # nobody without a frame, whatever lies there
+    blocks = [computed[0] if computed else min(1, batch), *computed]
     sizes = torch.tensor(blocks, device=device)
     starts = sizes.cumsum(0) - sizes
     step = torch.arange(steps + 1, device=device).repeat_interleave(sizes)
