@@ -14,6 +14,7 @@ from asrkit.placement import GATES, GroupedNorm, MakeNorm, Placement, has
 from asrkit.processes import largest
 from asrkit.projection import project
 from asrkit.ragged import Ragged
+from asrkit.row_norm_lstm_scan import lstm_row_norm_scan
 from asrkit.row_norm_scan import gru_row_norm_scan
 from asrkit.row_scale import RowScale
 from asrkit.scan import gru_scan, lstm_scan
@@ -187,22 +188,30 @@ class RecurrentLayer(nn.Module):
             )
         kept = self.weight_recurrent.dtype
         compute = torch.promote_types(kept, torch.float32)
-        scale = None if backend == "steps" or x.is_cuda or not x.shape[1] else self._row_scale(compute)
-        if scale is not None:
-            bias, candidate = scale.with_shift(*self._biases())
-            sums = self._sums(x, batch, bias.to(compute))
-            with torch.autocast(x.device.type, enabled=False):
-                weight, candidate = self.weight_recurrent.to(compute), candidate.to(compute)
-                return gru_row_norm_scan(sums, weight, candidate, scale, batch.order(self.directions)).to(kept)
+        found = None if backend == "steps" or x.is_cuda or not x.shape[1] else self._row_normed(x, batch, compute)
+        if found is not None:
+            return found.to(kept)
         gates, natural = self._normed_gates(x, batch)
         with torch.autocast(x.device.type, enabled=False):
             return self._steps(self._own_order(gates.to(compute), natural, batch), batch).to(kept)
 
-    def _row_scale(self, dtype: torch.dtype) -> RowScale | None:
-        """What the scan with row norms needs, None where a norm on W_h h is of another kind."""
-        if self.cell != "gru" or self.recurrent_norms is None:
+    def _row_normed(self, x: Tensor, batch: Ragged, compute: torch.dtype) -> Tensor | None:
+        """The scan with row norms; None where a norm in the loop is of another kind or at another place."""
+        if self.recurrent_norms is None:
             return None
-        return RowScale.of([cast(GroupedNorm, side) for side in self.recurrent_norms], dtype)
+        scale = RowScale.of([cast(GroupedNorm, side) for side in self.recurrent_norms], compute)
+        cell = None
+        if self.cell_norms is not None:
+            cell = RowScale.of([cast(GroupedNorm, side) for side in self.cell_norms], compute)
+        if scale is None or (cell is None) != (self.cell_norms is None):
+            return None
+        bias, candidate = scale.with_shift(*self._biases())
+        sums, order = self._sums(x, batch, bias.to(compute)), batch.order(self.directions)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, candidate = self.weight_recurrent.to(compute), candidate.to(compute)
+            if self.cell == "gru":
+                return gru_row_norm_scan(sums, weight, candidate, scale, order)
+            return lstm_row_norm_scan(sums, weight, scale, cell, self.placement.cell_norm == "stored", order)
 
     def _steps(self, sides: list[Tensor], batch: Ragged) -> Tensor:
         """The recurrence step by step, for any norm."""

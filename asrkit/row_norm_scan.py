@@ -43,7 +43,7 @@ def _forward(
     hats = sums.new_empty(order.directions, order.rows, 3 * size)
     scales = sums.new_empty(order.directions, order.rows, 3, 1)
     floor, minus_one = sums.new_tensor(eps), sums.new_tensor(-1.0)
-    memory = {n: _memory(sums, order.directions, n, size) for n in set(order.computed)}
+    memory = {n: work_of_step(sums, order.directions, n, size, 3) for n in set(order.computed)}
     bmm, norm, addmm, rsqrt, mul = torch.bmm, torch.linalg.vector_norm, torch.addmm, torch.rsqrt, torch.mul
     addcmul, add, lerp = torch.addcmul, torch.add, torch.lerp
     for rows, before, total, reset_update, candidate, reset, update, recurrent, hat, hat3, scale, state in zip(
@@ -68,15 +68,16 @@ def _forward(
         addcmul(candidate, reset, recurrent, out=candidate).sigmoid_()
         add(minus_one, candidate, alpha=2, out=candidate)
         lerp(candidate, before, update, out=state)
-    hats[:, order.unused] = 0  # no step has been there, and 0 times what lies in fresh memory may be NaN
+    for tensor in (sums, hats):
+        tensor[:, order.unused] = 0  # no step has been there, and 0 times what lies in fresh memory may be NaN
     return states, hats, scales
 
 
-def _memory(like: Tensor, directions: int, rows: int, size: int) -> tuple[Tensor, ...]:
+def work_of_step(like: Tensor, directions: int, rows: int, size: int, gates: int) -> tuple[Tensor, ...]:
     """What a step works in: W_h h, its gates apart; norms, flat; mean squares, with the axes of `scales`."""
-    raw, squares = like.new_empty(directions, rows, 3 * size), like.new_empty(directions, rows, 3)
-    means = like.new_empty(directions * rows, 3)
-    return raw, raw.unflatten(-1, (3, size)), squares, squares.view(-1, 3), means, means.view(directions, rows, 3, 1)
+    raw, squares = like.new_empty(directions, rows, gates, size), like.new_empty(directions, rows, gates)
+    means = like.new_empty(directions * rows, gates)
+    return raw.flatten(2), raw, squares, squares.view(-1, gates), means, means.view(directions, rows, gates, 1)
 
 
 class _GRURowNormScan(torch.autograd.Function):
@@ -128,7 +129,7 @@ class _Loop:
         self.products = order.steps(grad_products)
         self.products3 = order.steps(grad_products.unflatten(-1, (3, size)))
         self.grad_products = grad_products
-        self.shares = {n: _shares(sums, order.directions, n) for n in set(order.computed)}
+        self.shares = {n: shares_of_step(sums, order.directions, n, 3) for n in set(order.computed)}
 
     def run(
         self,
@@ -166,7 +167,7 @@ class _Loop:
         return torch.mul(grads, hats, out=inner.flatten(2)).sum(1, keepdim=True)
 
 
-def _shares(like: Tensor, directions: int, rows: int) -> tuple[Tensor, ...]:
+def shares_of_step(like: Tensor, directions: int, rows: int, gates: int) -> tuple[Tensor, ...]:
     """Memory for the sums of a step's f gain g xhat and for their means over the groups, each in two shapes."""
-    dots, found = like.new_empty(directions, rows, 3), like.new_empty(directions * rows, 3)
-    return dots, dots.view(-1, 3), found, found.view(directions, rows, 3, 1)
+    dots, found = like.new_empty(directions, rows, gates), like.new_empty(directions * rows, gates)
+    return dots, dots.view(-1, gates), found, found.view(directions, rows, gates, 1)

@@ -49,6 +49,8 @@ class RowScale:
         if self.shift is None:
             return bias, candidate_bias
         size = candidate_bias.shape[1]
+        if not size:  # an LSTM
+            return bias + self.shift, candidate_bias
         gates, candidate = self.shift.split([2 * size, size], 1)
         return bias + nn.functional.pad(gates, (0, size)), candidate_bias + candidate
 
@@ -59,7 +61,7 @@ class RowScale:
         return torch.cat([part - part.mean(1, keepdim=True) for part in weight.split(self.groups, 1)], 1)
 
     def mixing(self, weight: Tensor) -> Tensor:
-        """(3, 3): sums over the gates -> the mean over the group that each gate belongs to."""
+        """(gates, gates): sums over the gates -> the mean over the group that each gate belongs to."""
         size = weight.shape[2]
         member = torch.arange(len(self.groups)).repeat_interleave(torch.tensor(self.groups) // size)
         same = (member[:, None] == member).to(weight)
