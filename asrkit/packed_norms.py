@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from asrkit.moments import CACHED, Moments, finished, pool
 from asrkit.normalization import Rule, shared
-from asrkit.placement import GroupedNorm
+from asrkit.placement import GroupedNorm, heard, offers
 from asrkit.projection import project
 from asrkit.row_scale import RowScale
 from asrkit.scan_order import ScanOrder
@@ -37,6 +37,8 @@ def normed_project(
     norms: of each direction, or one for all of them. The columns of the result are the G gates turned by `turn`, as are
     those of `twice` (G,).
     """
+    if not known(norms, order.directions):
+        return None
     each = order.directions // len(norms)
     scale = RowScale.of(norms, bias.dtype)
     if scale is not None and each == 1:
@@ -45,13 +47,10 @@ def normed_project(
         bias = (bias if scale.shift is None else bias + scale.shift).roll(turn, -1)
         groups = scale.groups[-1:] + scale.groups[:-1] if turn else scale.groups
         return rows_normalized(sums, gain, bias, twice, groups, scale.eps, room)
-    parts = [norm.norms[0] for norm in norms]
-    if any(len(norm.norms) > 1 or not hasattr(norm.norms[0], "rule") for norm in norms):
-        return None
     sums = project(x, weight.roll(turn, 1), None, order)
     rules = [
-        part.rule(PackedFrames(sums[d * each : (d + 1) * each], mask, order, turn))  # type: ignore[operator]
-        for d, part in enumerate(parts)
+        norm.norms[0].rule(PackedFrames(sums[d * each : (d + 1) * each], mask, order, turn))  # type: ignore[operator]
+        for d, norm in enumerate(norms)
     ]
 
     def columns(which: int) -> Tensor | None:
@@ -64,6 +63,20 @@ def normed_project(
     gain = None if gain is None else gain.roll(turn, -1)
     bias = (bias if shift is None else bias + shift).roll(turn, -1)
     return standardized(sums, rules, gain, bias, twice, order, room, turn)
+
+
+def known(norms: list[GroupedNorm], directions: int) -> bool:
+    """Whether `normed_project` can do the work of these norms, so that nobody misses their call."""
+    if any(heard(norm) for norm in norms):
+        return False
+    if not norms:
+        return True
+    by_rows = len(norms) == directions and RowScale.of(norms, torch.float32) is not None
+    return by_rows or _have_rules(norms)
+
+
+def _have_rules(norms: list[GroupedNorm]) -> bool:
+    return all(len(norm.norms) == 1 and offers(norm.norms[0], "rule") for norm in norms)
 
 
 class PackedFrames:
@@ -87,7 +100,8 @@ class PackedFrames:
             torch.mean((real - mean[d, steps].unsqueeze(1)).square_(), 1, out=var[d, steps])
         frames = sums.new_zeros(1, self.length, 1)
         frames[0, : len(order.alive), 0] = sums.new_tensor(order.alive)
-        found = Moments(*(_side_by_side(torch.roll(m, -self.turn, -1)) for m in (mean, var)), frames)
+        mean, var = (_side_by_side(torch.roll(m, -self.turn, -1)) for m in (mean, var))
+        found = Moments(mean, var, frames)
         if over == "batch":
             found = pool(Moments(*(m.transpose(0, 1) for m in found)))
         return finished(found, over, self.mask, masked, joint)
@@ -129,8 +143,8 @@ class _Standardized(torch.autograd.Function):
         count, _, size = sums.shape
         of_rules = [[_apart(m[:, : order.length], count // len(rules)) for m in rule.moments[:2]] for rule in rules]
         mean = torch.cat([m for m, _ in of_rules]).roll(turn, -1)
-        rstd = [torch.rsqrt(var + rule.how.eps) for (_, var), rule in zip(of_rules, rules, strict=True)]
-        rstd = torch.cat(rstd).roll(turn, -1)
+        spread = [torch.rsqrt(var + rule.how.eps) for (_, var), rule in zip(of_rules, rules, strict=True)]
+        rstd = torch.cat(spread).roll(turn, -1)
         scale = rstd * _gains(gain, twice)
         shift = torch.addcmul((bias * twice).unsqueeze(1), mean, scale, value=-1)
         out = sums.new_empty(count, order.rows, size + room)

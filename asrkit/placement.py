@@ -123,6 +123,23 @@ def has(norm: nn.Module, hint: str) -> bool:
     return getattr(norm, hint, False) is True
 
 
+def offers(norm: nn.Module, method: str) -> bool:
+    """Whether a norm says by a method (`row_norm`, `rule`) what its `forward` does, so that it need not be called.
+
+    Not where a class has put another `forward` over the one that the method is about.
+    """
+    order = type(norm).__mro__
+    places = [next((i for i, cls in enumerate(order) if name in vars(cls)), None) for name in (method, "forward")]
+    return places[0] is not None and (places[1] is None or places[0] <= places[1])
+
+
+def heard(norm: nn.Module) -> bool:
+    """Whether a hook waits for a call of the norm or of a part of it."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in norm.modules()
+    )
+
+
 def norm_step(norm: nn.Module, x: Tensor, t: int, mask: Tensor) -> Tensor:
     """The norm of one frame x (B, C), mask (B,): its own `step`, or the frame as a sequence of one."""
     step = getattr(norm, "step", None)

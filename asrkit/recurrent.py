@@ -7,6 +7,7 @@ utterance -> back. Nothing is packed; what an utterance gets does not depend on 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class Recurrent(nn.Module):
     def run(self, x: Tensor, lengths: Tensor) -> Tensor:
         """`forward` with arguments that are known to fit, and without faults."""
         batch = Ragged(x, lengths)
-        if not self.layers[0].skips_padding(x, self.backend):
+        if not cast(RecurrentLayer, self.layers[0]).skips_padding(x, self.backend):
             x = batch.zero_padding(x)
         for i, layer in enumerate(self.layers):
             if i and self.dropout:

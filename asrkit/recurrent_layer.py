@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asrkit.errors import RecipeError
-from asrkit.packed_norms import normed_project
+from asrkit.packed_norms import known, normed_project
 from asrkit.placement import GATES, GroupedNorm, MakeNorm, Placement, has
 from asrkit.processes import largest
 from asrkit.projection import project
@@ -92,9 +92,10 @@ class RecurrentLayer(nn.Module):
 
     def skips_padding(self, x: Tensor, backend: str) -> bool:
         """Whether `forward` reads real frames only, so that padding may hold anything."""
-        own_norm = self.input_norm is not None or self.gate_norms is not None or self.in_recurrence
+        norms = [cast(GroupedNorm, norm) for norm in self.gate_norms or ()]
+        unknown = self.input_norm is not None or self.in_recurrence or not known(norms, self.directions)
         fused = backend == "fused" or self.memory is not None or (backend == "auto" and self._prefers_fused(x))
-        return not own_norm and not fused and self._exact(x)
+        return not unknown and not fused and self._exact(x)
 
     def _exact(self, x: Tensor) -> bool:
         """Whether W_x x is to be computed in the precision of the recurrence."""

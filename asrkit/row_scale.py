@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from asrkit.placement import GroupedNorm
+from asrkit.placement import GroupedNorm, offers
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RowScale:
     @classmethod
     def of(cls, sides: list[GroupedNorm], dtype: torch.dtype) -> RowScale | None:
         """From the norms of each direction; None unless all parts offer `row_norm()` and agree in their rule."""
-        if any(not hasattr(norm, "row_norm") for side in sides for norm in side.norms):
+        if any(not offers(norm, "row_norm") for side in sides for norm in side.norms):
             return None
         found = [[norm.row_norm() for norm in side.norms] for side in sides]  # type: ignore[operator]
         rows = [row for side in found for row in side]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import asrkit.recurrent_layer
 import asrkit.scan
+from asrkit import registry
 from asrkit.errors import DataError, RecipeError
 from asrkit.recurrent import Recurrent
 from asrkit.rows import RowNorm as RowNormRule
@@ -373,6 +374,32 @@ def test_the_scan_with_row_norms_equals_the_steps(
             assert torch.equal(module(inputs, LENGTHS), y)
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("strategy", ["layer_norm", "rms_norm", "sequence_batch_norm", "frame_batch_norm"])
+def test_norms_at_the_gates_are_called_where_somebody_would_miss_it(cell: str, strategy: str) -> None:
+    """A subclass with a forward of its own, and a hook, are heeded; without them the norm is not called at all."""
+    make_norm = registry.load("encoders", strategy)(4, []).make_norm
+    calls: list[str] = []
+
+    class Louder(type(make_norm(1))):  # type: ignore[misc]
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            calls.append("forward")
+            return 2 * super().forward(x, mask)
+
+    ours = Recurrent(4, 3, cell, norm="gates", make_norm=make_norm, backend="scan").double()
+    x = batch(size=4, dtype=torch.float64)
+    y = ours(x, LENGTHS)
+    parts = [part for norm in ours.layers[0].gate_norms for part in norm.norms]
+    hooks = [part.register_forward_hook(lambda *_: calls.append("hook")) for part in parts]
+    torch.testing.assert_close(ours(x, LENGTHS), y, rtol=0, atol=1e-12)
+    assert calls == ["hook"] * len(parts)
+    for hook, part in zip(hooks, parts, strict=True):
+        hook.remove()
+        part.__class__ = Louder
+    calls.clear()
+    assert (ours(x, LENGTHS) - y).abs().max() > 1e-3
+    assert calls == ["forward"] * len(parts)
 
 
 def test_norms_in_the_recurrence_refuse_what_they_cannot_do() -> None:
