@@ -36,10 +36,10 @@ class Recurrent(nn.Module):
 
     `backend`: "scan" is asrkit's own loop (`scan.py`), "fused" torch's kernels (cuDNN on a GPU), "auto" the faster one
     of the two for the device and cell; they agree to rounding. With a norm inside the recurrence, layer norm and RMS
-    norm in a GRU have a scan of their own on a CPU (`row_norm_scan.py`); every other one, and all of them with "steps",
-    goes step by step. Under autocast the input projection takes the lower precision, the recurrence and the output stay
-    float32, except in cuDNN, which computes all of a layer in the lower one. 16-bit parameters on a CPU: the recurrence
-    runs in float32, the output has their type.
+    norm at `recurrent` or `hidden` have scans of their own on a CPU (`row_norm_scan.py`, `row_norm_lstm_scan.py`);
+    every other one, and all of them with "steps", goes step by step. Under autocast the input projection takes the
+    lower precision, the recurrence and the output stay float32, except in cuDNN, which computes all of a layer in the
+    lower one. 16-bit parameters on a CPU: the recurrence runs in float32, the output has their type.
 
     Raises `RecipeError` for arguments that cannot work, `DataError` (reason `lengths`) for lengths that are not
     integers of shape (B,) between 0 and T; values are checked where they can be without waiting for a GPU.

@@ -7,12 +7,14 @@ Each block is one shape (B, T, C, H), both directions, lengths uniform in [T/2, 
 divided by asrkit's `none`, and the memory that one pass adds at its peak. `products` are the matrix products of the
 layer alone, forward and backward, on the padded batch: the floor. `plain` does not pack, so padding enters its
 backward direction: fast, and wrong for ragged batches; `packed` is right, and what everyone uses. `loop` is layer norm
-in the recurrence (Ba et al. 2016) as one would write it: a loop over time, torch operations, autograd.
+in the recurrence (Ba et al. 2016) as one would write it: a loop over time, torch operations, autograd. `step by step`
+is asrkit's way for norms that it does not know. `--cell lstm` prints the same of LSTM layers.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import statistics
@@ -126,6 +128,10 @@ def ways(cell: str, shape: tuple[int, ...], layers: int) -> dict[str, Way]:
     ):
         module = ours(cell, channels, size, layers, strategy, place)
         found[f"asrkit {strategy} {place}"] = lambda module=module: module(x, lengths)
+    if layers == 1:
+        stepwise = copy.deepcopy(module)  # the last one
+        stepwise.backend = "steps"
+        found["the same, step by step"] = lambda: stepwise(x, lengths)
     found |= {"torch packed": packed, "torch plain": lambda: reference(x)[0]}
     found |= speechbrain_ways(size, x, lengths, layers) if cell == "gru" else {}
     if layers == 1 and cell == "gru":
