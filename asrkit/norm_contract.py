@@ -41,11 +41,12 @@ def accept_norm(norm: Any, maker: str) -> nn.Module:
         except ValueError:  # compiled: it has no signature to look at
             pass
     if not isinstance(norm, torch.jit.ScriptModule):  # which takes no hooks
-        norm.register_forward_hook(_check_forward)
+        norm.register_forward_hook(check_forward)
     return norm
 
 
-def _check_forward(norm: nn.Module, given: tuple[Any, ...], y: Any) -> None:
+def check_forward(norm: nn.Module, given: tuple[Any, ...], y: Any) -> None:
+    """The hook of every norm that was accepted: `check_output` after each call."""
     if given:  # by place, as asrkit does
         check_output(norm, given[0], y)
 

@@ -67,16 +67,9 @@ def normed_project(
 
 def known(norms: list[GroupedNorm], directions: int) -> bool:
     """Whether `normed_project` can do the work of these norms, so that nobody misses their call."""
-    if any(heard(norm) for norm in norms):
-        return False
-    if not norms:
+    if not norms or (len(norms) == directions and RowScale.of(norms, torch.float32) is not None):
         return True
-    by_rows = len(norms) == directions and RowScale.of(norms, torch.float32) is not None
-    return by_rows or _have_rules(norms)
-
-
-def _have_rules(norms: list[GroupedNorm]) -> bool:
-    return all(len(norm.norms) == 1 and offers(norm.norms[0], "rule") for norm in norms)
+    return all(len(norm.norms) == 1 and offers(norm.norms[0], "rule") and not heard(norm) for norm in norms)
 
 
 class PackedFrames:

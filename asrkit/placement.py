@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.errors import RecipeError, nearest
-from asrkit.norm_contract import check_output
+from asrkit.norm_contract import check_forward, check_output
 
 PLACES = ("none", "input", "gates", "recurrent", "hidden", "joined")
 CELL_NORMS = ("none", "output", "stored")
@@ -123,20 +123,28 @@ def has(norm: nn.Module, hint: str) -> bool:
     return getattr(norm, hint, False) is True
 
 
-def offers(norm: nn.Module, method: str) -> bool:
+def offers(norm: nn.Module, method: str, *called: str) -> bool:
     """Whether a norm says by a method (`row_norm`, `rule`) what its `forward` does, so that it need not be called.
 
-    Not where a class has put another `forward` over the one that the method is about.
+    Not where a class, or the norm itself, has put another `forward` over the one that the method is about, nor another
+    of the methods that are `called` beside it.
     """
-    order = type(norm).__mro__
-    places = [next((i for i, cls in enumerate(order) if name in vars(cls)), None) for name in (method, "forward")]
-    return places[0] is not None and (places[1] is None or places[0] <= places[1])
+    order = (norm, *type(norm).__mro__)
+
+    def place(name: str) -> int:
+        return next((i for i, owner in enumerate(order) if name in vars(owner)), len(order))
+
+    return place(method) < len(order) and all(place(method) <= place(name) for name in ("forward", *called))
 
 
 def heard(norm: nn.Module) -> bool:
-    """Whether a hook waits for a call of the norm or of a part of it."""
+    """Whether a hook waits for a call of the norm or of a part of it, beside asrkit's own look at what comes out."""
     return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in norm.modules()
+        m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or any(hook is not check_forward for hook in m._forward_hooks.values())
+        for m in norm.modules()
     )
 
 

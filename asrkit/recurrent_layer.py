@@ -200,10 +200,10 @@ class RecurrentLayer(nn.Module):
         """The scan with row norms; None where a norm in the loop is of another kind or at another place."""
         if self.recurrent_norms is None:
             return None
-        scale = RowScale.of([cast(GroupedNorm, side) for side in self.recurrent_norms], compute)
+        scale = RowScale.of([cast(GroupedNorm, side) for side in self.recurrent_norms], compute, "step")
         cell = None
         if self.cell_norms is not None:
-            cell = RowScale.of([cast(GroupedNorm, side) for side in self.cell_norms], compute)
+            cell = RowScale.of([cast(GroupedNorm, side) for side in self.cell_norms], compute, "step")
         if scale is None or (cell is None) != (self.cell_norms is None):
             return None
         bias, candidate = scale.with_shift(*self._biases())

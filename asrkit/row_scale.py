@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from asrkit.placement import GroupedNorm, offers
+from asrkit.placement import GroupedNorm, heard, offers
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class RowScale:
     groups: list[int]
 
     @classmethod
-    def of(cls, sides: list[GroupedNorm], dtype: torch.dtype) -> RowScale | None:
-        """From the norms of each direction; None unless all parts offer `row_norm()` and agree in their rule."""
-        if any(not offers(norm, "row_norm") for side in sides for norm in side.norms):
+    def of(cls, sides: list[GroupedNorm], dtype: torch.dtype, *called: str) -> RowScale | None:
+        """From the norms of each direction; None unless all parts offer `row_norm()` and agree in their rule, or where
+        somebody would miss a call of theirs, or of what is `called` beside `forward`."""
+        if any(heard(side) or not all(offers(norm, "row_norm", *called) for norm in side.norms) for side in sides):
             return None
         found = [[norm.row_norm() for norm in side.norms] for side in sides]  # type: ignore[operator]
         rows = [row for side in found for row in side]

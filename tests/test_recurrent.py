@@ -402,6 +402,49 @@ def test_norms_at_the_gates_are_called_where_somebody_would_miss_it(cell: str, s
     assert calls == ["forward"] * len(parts)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "place"),
+    [(name, "gates") for name in ("layer_norm", "rms_norm", "sequence_batch_norm", "frame_batch_norm", "batch_renorm")]
+    + [("layer_norm", "recurrent"), ("rms_norm", "recurrent")],
+)
+def test_norms_that_an_encoder_has_accepted_take_the_short_way(cell: str, strategy: str, place: str) -> None:
+    """asrkit's own look at what a norm gives back is nobody who would miss the call."""
+    encoder = registry.load("encoders", strategy)(4, [{f"bi{cell}": {"size": 3, "norm": place}}])
+    encoder.stack.layers[0].recurrent.backend = "scan"
+    kind = type(encoder.make_norm(1))
+    with unittest.mock.patch.object(kind, "forward", side_effect=AssertionError("the norm was called")):
+        encoder(batch(size=4), LENGTHS)
+
+
+def test_row_norms_in_the_recurrence_are_called_where_somebody_would_miss_it(cell: str) -> None:
+    """A hook, a step of a subclass, and one of the norm itself."""
+    make_norm = registry.load("encoders", "layer_norm")(4, []).make_norm
+    ours = Recurrent(4, 3, cell, norm="hidden", make_norm=make_norm).double()
+    x = batch(size=4, dtype=torch.float64)
+    y = ours(x, LENGTHS)
+    parts = [part for norm in ours.layers[0].recurrent_norms for part in norm.norms]
+    calls: list[str] = []
+    for part in parts:
+        part.register_forward_hook(lambda *_: calls.append("hook"))
+    torch.testing.assert_close(ours(x, LENGTHS), y, rtol=0, atol=1e-12)
+    assert len(calls) == len(parts) * x.shape[1]
+    for part in parts:
+        part._forward_hooks.clear()
+
+    class Louder(type(parts[0])):  # type: ignore[misc]
+        def step(self, x: Tensor, t: int, mask: Tensor) -> Tensor:
+            return 2 * self(x.unsqueeze(1), mask.unsqueeze(1)).squeeze(1)
+
+    for part in parts:
+        part.__class__ = Louder
+    twice = ours(x, LENGTHS)
+    assert (twice - y).abs().max() > 1e-3
+    for part in parts:
+        part.__class__ = Louder.__base__
+        part.step = Louder.step.__get__(part)
+    torch.testing.assert_close(ours(x, LENGTHS), twice, rtol=0, atol=0)
+
+
 def test_norms_in_the_recurrence_refuse_what_they_cannot_do() -> None:
     for options, given in (
         ({"norm": "gate"}, "gate"),
