@@ -82,7 +82,8 @@ class Recurrent(nn.Module):
     def run(self, x: Tensor, lengths: Tensor) -> Tensor:
         """`forward` with arguments that are known to fit, and without faults."""
         batch = Ragged(x, lengths)
-        if not cast(RecurrentLayer, self.layers[0]).skips_padding(x, self.backend):
+        skips = cast(RecurrentLayer, self.layers[0]).skips_padding(x, self.backend)
+        if not skips or not batch.mask.any():  # of no frames at all a scan still reads one
             x = batch.zero_padding(x)
         for i, layer in enumerate(self.layers):
             if i and self.dropout:

@@ -402,6 +402,18 @@ def test_norms_at_the_gates_are_called_where_somebody_would_miss_it(cell: str, s
     assert calls == ["forward"] * len(parts)
 
 
+@pytest.mark.parametrize("place", ["none", "gates"])
+def test_a_batch_without_a_single_frame_has_gradients_of_zero(cell: str, backend: str, place: str) -> None:
+    """Whatever lies in its padding."""
+    make_norm = registry.load("encoders", "layer_norm")(4, []).make_norm
+    ours = Recurrent(4, 3, cell, norm=place, make_norm=make_norm, backend=backend)
+    y = ours(torch.full((2, 5, 4), float("nan")), torch.zeros(2, dtype=torch.int64))
+    assert not y.any()
+    y.sum().backward()
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
 @pytest.mark.parametrize(
     ("strategy", "place"),
     [(name, "gates") for name in ("layer_norm", "rms_norm", "sequence_batch_norm", "frame_batch_norm", "batch_renorm")]
