@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is torch's or Python's way of saying so. Only CUDA's allocator has a class of its own for it: not
     the CPU, not Apple's GPU, not CUDA itself (`CUDA error: out of memory`), not its libraries (`..._ALLOC_FAILED`)."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "_ALLOC_FAILED",
-             "_ALLOCATION_FAILED")  # fmt: skip
+    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc",
+             "_ALLOC_FAILED", "_ALLOCATION_FAILED")  # fmt: skip
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
@@ -72,18 +72,18 @@ def in_parts(batch: Batch, look: Callable[[Batch], Result]) -> Iterator[tuple[Ba
         part = parts.pop(0)
         count = len(part.ids)
         try:
-            found = look(part)
+            found = [look(part)]
         except (RuntimeError, MemoryError) as error:
-            if count == 1 or not is_out_of_memory(error):
+            if count < 2 or not is_out_of_memory(error):
                 raise
-            found = None
-        if found is None:  # outside the handler, whose traceback would keep the activations alive
+            found = []
+        if not found:  # outside the handler, whose traceback would keep the activations alive
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             parts[:0] = [_slice(part, slice(0, count // 2)), _slice(part, slice(count // 2, count))]
         else:
-            yield part, found
+            yield part, found[0]
 
 
 def first_of(batch: Batch, count: int) -> Batch:

@@ -31,14 +31,12 @@ def normed_project(
     turn: int,
     twice: Tensor,
     room: int,
-) -> Tensor | None:
-    """x (B, T, C), weight (D, G, C), bias (D, G) -> (N(x W') + bias) twice, (D, R, G + room); None for an unknown norm.
+) -> Tensor:
+    """x (B, T, C), weight (D, G, C), bias (D, G) -> (N(x W') + bias) twice, (D, R, G + room).
 
-    norms: of each direction, or one for all of them. The columns of the result are the G gates turned by `turn`, as are
-    those of `twice` (G,).
+    norms: of each direction, or one for all of them; they are `known`. The columns of the result are the G gates turned
+    by `turn`, as are those of `twice` (G,).
     """
-    if not known(norms, order.directions):
-        return None
     each = order.directions // len(norms)
     scale = RowScale.of(norms, bias.dtype)
     if scale is not None and each == 1:

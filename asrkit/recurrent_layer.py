@@ -27,6 +27,9 @@ class RecurrentLayer(nn.Module):
 
     Gates are in torch's order. Each norm exists once per direction (`input_norm` once), in the direction's own order of
     time; a norm that treats every feature alone and does not care about the order is one module for all directions.
+
+    Weights may be computed by parametrizations (weight norm), so each is asked for once per forward; their type is that
+    of the biases.
     """
 
     def __init__(
@@ -82,6 +85,9 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, batch: Ragged, backend: str) -> Tensor:
         """x (B, T, C), zero past each end -> (B, T, D*H), zero past each end."""
+        if not batch.tracing and not x.shape[1]:  # no frame to point at; the calls of one, for other processes
+            x = F.pad(x, (0, 0, 0, 1))
+            return self.forward(x, Ragged(x, batch.lengths), backend)[:, :0]
         if self.input_norm is not None:
             x = batch.zero_padding(self.input_norm(x, batch.mask))
         if self.in_recurrence:
@@ -99,7 +105,7 @@ class RecurrentLayer(nn.Module):
 
     def _exact(self, x: Tensor) -> bool:
         """Whether W_x x is to be computed in the precision of the recurrence."""
-        kept = self.weight_recurrent.dtype
+        kept = self.bias_recurrent.dtype
         plain = x.dtype == kept == torch.promote_types(kept, torch.float32)
         return plain and not torch.is_autocast_enabled(x.device.type)
 
@@ -140,9 +146,7 @@ class RecurrentLayer(nn.Module):
     # asrkit's own scans.
 
     def _scanned(self, x: Tensor, batch: Ragged) -> Tensor:
-        if not x.shape[1]:  # no frame to point at
-            return self._scanned(F.pad(x, (0, 0, 0, 1)), Ragged(F.pad(x, (0, 0, 0, 1)), batch.lengths))[:, :0]
-        kept = self.weight_recurrent.dtype
+        kept = self.bias_recurrent.dtype
         compute = torch.promote_types(kept, torch.float32)
         order = batch.order(self.directions)
         bias, candidate_bias = self._biases()
@@ -161,9 +165,9 @@ class RecurrentLayer(nn.Module):
                 return project(x, self._turned(self.weight_input), self._turned(bias), order, room)
             norms = [cast(GroupedNorm, norm) for norm in self.gate_norms]
             turn = self.size if self.cell == "gru" else 0
-            found = normed_project(x, self.weight_input, bias, norms, batch.mask, order, turn, self._twice(bias), room)
-            if found is not None:
-                return found
+            if known(norms, self.directions):
+                twice = self._twice(bias)
+                return normed_project(x, self.weight_input, bias, norms, batch.mask, order, turn, twice, room)
         gates, natural = self._normed_gates(x, batch)
         gates = to_scan(gates.to(bias.dtype), order, natural) + bias.unsqueeze(1)
         return F.pad(self._turned(gates, -1), (0, room))
@@ -187,9 +191,9 @@ class RecurrentLayer(nn.Module):
                 possible="none, input, gates",
                 reason="export",
             )
-        kept = self.weight_recurrent.dtype
+        kept = self.bias_recurrent.dtype
         compute = torch.promote_types(kept, torch.float32)
-        found = None if backend == "steps" or x.is_cuda or not x.shape[1] else self._row_normed(x, batch, compute)
+        found = None if backend == "steps" or x.is_cuda else self._row_normed(x, batch, compute)
         if found is not None:
             return found.to(kept)
         gates, natural = self._normed_gates(x, batch)
@@ -223,10 +227,9 @@ class RecurrentLayer(nn.Module):
             mask = F.pad(mask, (0, missing))
             sides = [F.pad(side, (0, 0, 0, missing)) for side in sides]
         run, states = (gru_steps if self.cell == "gru" else lstm_steps), []
+        parameters = (self.weight_recurrent, self.bias_input, self.bias_recurrent)
         for d, side in enumerate(sides):
-            weight, bias_x, bias_h = (
-                w[d].to(side.dtype) for w in (self.weight_recurrent, self.bias_input, self.bias_recurrent)
-            )
+            weight, bias_x, bias_h = (p[d].to(side.dtype) for p in parameters)
             found = run(side, mask, weight, bias_x, bias_h, self._norms_of(d))[:, :frames]
             states.append(batch.reverse(found) if d else found)
         return batch.zero_padding(torch.cat(states, 2))
@@ -247,7 +250,7 @@ class RecurrentLayer(nn.Module):
             weights = list(self.weight_input.unbind(0))
         else:
             inputs = self._own_order(*self._normed_gates(x, batch), batch)
-            eye = torch.eye(inputs[0].shape[2], dtype=self.weight_recurrent.dtype, device=x.device)
+            eye = torch.eye(inputs[0].shape[2], dtype=self.bias_recurrent.dtype, device=x.device)
             weights = [eye] * self.directions
         recurrent = self.weight_recurrent
         with torch.autocast(x.device.type, enabled=x.is_cuda and torch.is_autocast_enabled(x.device.type)):

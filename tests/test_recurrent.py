@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import asrkit.recurrent_layer
 import asrkit.scan
@@ -411,7 +412,7 @@ def test_a_batch_without_a_single_frame_has_gradients_of_zero(cell: str, backend
     assert not y.any()
     y.sum().backward()
     for name, parameter in ours.named_parameters():
-        assert parameter.grad is not None and not parameter.grad.any(), name
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
 
 
 @pytest.mark.parametrize(
@@ -426,6 +427,45 @@ def test_norms_that_an_encoder_has_accepted_take_the_short_way(cell: str, strate
     kind = type(encoder.make_norm(1))
     with unittest.mock.patch.object(kind, "forward", side_effect=AssertionError("the norm was called")):
         encoder(batch(size=4), LENGTHS)
+
+
+@pytest.mark.parametrize("place", ["none", "gates", "recurrent", "joined"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_computed_is_computed_once(cell: str, backend: str, place: str, dtype: torch.dtype) -> None:
+    """Spectral norm changes with every look at it."""
+    make_norm = registry.load("encoders", "layer_norm")(4, []).make_norm
+    ours = Recurrent(4, 3, cell, norm=place, make_norm=make_norm, backend=backend).to(dtype)
+    looks: list[str] = []
+
+    class Look(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, weight: Tensor) -> Tensor:
+            looks.append(self.name)
+            return weight.clone()
+
+    for name in ("weight_input", "weight_recurrent"):
+        parametrize.register_parametrization(ours.layers[0], name, Look(name))
+    looks.clear()
+    ours(batch(size=4, dtype=dtype), LENGTHS)
+    assert sorted(looks) == ["weight_input", "weight_recurrent"]
+
+
+@pytest.mark.parametrize("place", ["none", "gates", "recurrent", "joined"])
+def test_no_frames_go_the_way_of_some(cell: str, backend: str, place: str) -> None:
+    """T = 0; with several processes a way of its own would leave the others waiting."""
+    make_norm = registry.load("encoders", "layer_norm")(4, []).make_norm
+    ours = Recurrent(4, 3, cell, norm=place, make_norm=make_norm, backend=backend)
+    x = torch.zeros(2, 0, 4, requires_grad=True)
+    with unittest.mock.patch.object(asrkit.recurrent_layer, "largest", side_effect=lambda n, *_: n) as exchanged:
+        y = ours(x, torch.tensor([0, 0]))
+        calls = exchanged.call_count
+        ours(batch(size=4), LENGTHS)
+    assert exchanged.call_count == 2 * calls
+    assert y.shape == (2, 0, 6)
+    y.sum().backward()
 
 
 def test_row_norms_in_the_recurrence_are_called_where_somebody_would_miss_it(cell: str) -> None:

@@ -27,10 +27,11 @@ from stored import RECIPE, latest_step, save, steps
 from trials import Ended, Trial, digest, without_times
 
 from asrkit import experiment
+from asrkit.batching import Batch
 from asrkit.checkpoints import FILES, MANIFEST, Checkpoints
 from asrkit.cli import main
 from asrkit.errors import InUseError, RecipeError, StorageError
-from asrkit.exhaustion import is_out_of_memory
+from asrkit.exhaustion import in_parts, is_out_of_memory
 from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog, RunFolder
 from asrkit.schema import NEUTRAL
@@ -837,6 +838,7 @@ def test_s14_a_full_memory_anywhere_else_is_no_bug(trial: Trial, monkeypatch: py
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("MPS backend out of memory (MPS allocated: 8.00 GB)", True),
         ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", True),
+        ("std::bad_alloc", True),
         ("CUDA error: an illegal memory access was encountered", False),
         ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
     ],
@@ -844,6 +846,12 @@ def test_s14_a_full_memory_anywhere_else_is_no_bug(trial: Trial, monkeypatch: py
 def test_s14_all_ways_to_say_out_of_memory(said: str, out: bool) -> None:
     assert is_out_of_memory(RuntimeError(said)) is out
     assert not is_out_of_memory(ValueError(said))
+
+
+def test_s14_a_look_that_makes_nothing_of_a_batch_is_over() -> None:
+    numbers = torch.ones(2, dtype=torch.int64)
+    batch = Batch(torch.zeros(2, 1, 1), numbers, numbers[:, None], numbers, ("a", "b"), (0, 1))
+    assert [(part.ids, found) for part, found in in_parts(batch, lambda _: None)] == [(("a", "b"), None)]
 
 
 # --- S15 to S18
