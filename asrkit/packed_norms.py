@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from asrkit.moments import CACHED, Moments, finished, pool
-from asrkit.normalization import Rule, shared
+from asrkit.normalization import Rule, Standard, shared
 from asrkit.placement import GroupedNorm, heard, offers
 from asrkit.projection import project
 from asrkit.row_scale import RowScale
@@ -143,7 +143,9 @@ class _Standardized(torch.autograd.Function):
             there = out[d, rows, :size].unflatten(0, (-1, block))
             torch.addcmul(_at(shift, d, now), sums[d, rows].unflatten(0, (-1, block)), _at(scale, d, now), out=there)
         ctx.save_for_backward(sums, gain, twice, mean, rstd)
-        ctx.rules, ctx.order, ctx.turn = rules, order, turn
+        constant = all(rule.own is None for rule in rules)
+        ctx.shares = None if constant else [(rule.how, _share(rule)) for rule in rules]  # and not all of the moments
+        ctx.order, ctx.turn = order, turn
         return out
 
     @staticmethod
@@ -160,7 +162,9 @@ class _Standardized(torch.autograd.Function):
             torch.sum((x - _at(mean, d, now)).mul_(g), 1, out=found[1, d, now])
         found[1] *= rstd
         dbias, dgain = found.sum(2) * twice
-        line = _line(found * _gains(gain, twice), mean, rstd, ctx.rules, ctx.turn)
+        line = None
+        if ctx.shares is not None:
+            line = _line(found * _gains(gain, twice), mean, rstd, ctx.shares, ctx.turn)
         scale = rstd * _gains(gain, twice)
         for d, now, rows, block, alive in _pieces(count, size, order):
             g = grad[d, rows].unflatten(0, (-1, block)).mul_(_at(scale, d, now))  # of rows past an end it is 0
@@ -170,22 +174,25 @@ class _Standardized(torch.autograd.Function):
         return grad, None if gain is None else dgain, dbias, None, None, None, None, None
 
 
-def _line(sums: Tensor, mean: Tensor, rstd: Tensor, rules: list[Rule], turn: int) -> tuple[Tensor, Tensor] | None:
-    """Slope and intercept (D, T or 1, K) of what the gradient gets through the moments; None if they are constants.
+def _share(rule: Rule) -> Tensor:
+    """own / n in the shape of the moments' frames; 0 where they are constants."""
+    frames = rule.moments.frames
+    return torch.zeros_like(frames) if rule.own is None else rule.own / frames.clamp(min=1)
 
-    sums (2, D, T, K): of the gradient times gain, and of that times xhat, at each step.
+
+def _line(
+    sums: Tensor, mean: Tensor, rstd: Tensor, shares: list[tuple[Standard, Tensor]], turn: int
+) -> tuple[Tensor, Tensor]:
+    """Slope and intercept (D, T or 1, K) of what the gradient gets through the moments.
+
+    sums (2, D, T, K): of the gradient times gain, and of that times xhat, at each step; shares: own / n of each rule.
     """
-    if all(rule.own is None for rule in rules):
-        return None
     parts = []
-    for rule, part in zip(rules, sums.roll(-turn, -1).chunk(len(rules), 1), strict=True):
-        share = (
-            torch.zeros_like(rule.moments.frames) if rule.own is None else rule.own / rule.moments.frames.clamp(min=1)
-        )
-        if rule.how.over == "batch":
+    for (how, share), part in zip(shares, sums.roll(-turn, -1).chunk(len(shares), 1), strict=True):
+        if how.over == "batch":
             part = part.sum(2, keepdim=True)
         both = torch.stack([_side_by_side(one) for one in part])
-        parts.append(torch.stack([_apart(one, part.shape[1]) for one in shared(both, share, rule.how)]))
+        parts.append(torch.stack([_apart(one, part.shape[1]) for one in shared(both, share, how)]))
     by_mean, by_var = torch.cat(parts, 1).roll(turn, -1)
     slope = rstd.square().mul_(by_var).neg_()
     return slope, torch.addcmul(rstd * by_mean, slope, mean).neg_()

@@ -43,9 +43,10 @@ def lengths_of(batch: int, frames: int) -> Tensor:
 
 
 def ours(cell: str, channels: int, size: int, layers: int, strategy: str, place: str) -> Recurrent:
-    """A layer, or several, with the norms of an encoder plugin."""
-    encoder = registry.load("encoders", strategy)(channels, [])
-    return Recurrent(channels, size, cell, layers=layers, norm=place, make_norm=encoder.make_norm)
+    """A layer, or several, with the norms of an encoder plugin, as a recipe makes them."""
+    options = {"size": size, "layers": layers, "norm": place}
+    encoder = registry.load("encoders", strategy)(channels, [{f"bi{cell}": options}])
+    return encoder.stack.layers[0].recurrent  # type: ignore[no-any-return]
 
 
 class LoopGRU(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unittest.mock
 import warnings
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -427,6 +429,26 @@ def test_norms_that_an_encoder_has_accepted_take_the_short_way(cell: str, strate
     kind = type(encoder.make_norm(1))
     with unittest.mock.patch.object(kind, "forward", side_effect=AssertionError("the norm was called")):
         encoder(batch(size=4), LENGTHS)
+
+
+@pytest.mark.parametrize("strategy", ["sequence_batch_norm", "frame_batch_norm", "batch_renorm"])
+def test_a_graph_keeps_no_moments_beside_what_its_gradient_needs(cell: str, strategy: str) -> None:
+    """Those of frame-wise batch norm are as long as an utterance."""
+    make_norm = registry.load("encoders", strategy)(4, []).make_norm
+    kind, made = type(make_norm(1)), []
+    plain = kind.rule
+
+    def rule(norm: nn.Module, frames: Any) -> Any:
+        found = plain(norm, frames)
+        made.append(weakref.ref(found.moments.mean))
+        return found
+
+    ours = Recurrent(4, 3, cell, norm="gates", make_norm=make_norm, backend="scan")
+    with unittest.mock.patch.object(kind, "rule", rule):
+        y = ours(batch(size=4), LENGTHS)
+    assert made
+    assert not any(moments() is not None for moments in made)
+    y.sum().backward()
 
 
 @pytest.mark.parametrize("place", ["none", "gates", "recurrent", "joined"])
