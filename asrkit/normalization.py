@@ -66,7 +66,7 @@ class Frames(Protocol):
     length: int
 
     def moments(self, over: str, *, masked: bool = True, joint: bool = False) -> Moments:
-        """As `asrkit.moments.masked_moments` of them."""
+        """As `asrkit.moments.masked_moments` of them, over `batch` or `step`."""
 
 
 class PaddedFrames:

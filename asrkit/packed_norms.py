@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from asrkit.errors import RecipeError
 from asrkit.moments import CACHED, Moments, finished, pool
 from asrkit.normalization import Rule, Standard, shared
 from asrkit.placement import GroupedNorm, heard, offers
@@ -81,7 +82,14 @@ class PackedFrames:
         self.batch, self.length = mask.shape
 
     def moments(self, over: str, *, masked: bool = True, joint: bool = False) -> Moments:
-        """See `asrkit.moments.masked_moments`; over `batch` or `step`."""
+        """See `asrkit.moments.masked_moments`; over `batch` or `step`, else RecipeError (`encoder_contract`)."""
+        if over not in ("batch", "step"):
+            raise RecipeError(
+                f"rule(frames) asks for moments over {over!r} at the gates, where no utterance's frames lie together",
+                possible="batch, step",
+                fix="leave rule out: then forward is called",
+                reason="encoder_contract",
+            )
         sums, order = self.sums, self.order
         count, _, size = sums.shape
         mean, var = sums.new_zeros(2, count, self.length, size)

@@ -16,6 +16,7 @@ import asrkit.recurrent_layer
 import asrkit.scan
 from asrkit import registry
 from asrkit.errors import DataError, RecipeError
+from asrkit.normalization import Frames, PaddedFrames, Rule, Standard, standardize
 from asrkit.recurrent import Recurrent
 from asrkit.rows import RowNorm as RowNormRule
 
@@ -429,6 +430,28 @@ def test_norms_that_an_encoder_has_accepted_take_the_short_way(cell: str, strate
     kind = type(encoder.make_norm(1))
     with unittest.mock.patch.object(kind, "forward", side_effect=AssertionError("the norm was called")):
         encoder(batch(size=4), LENGTHS)
+
+
+def test_a_rule_over_utterances_is_refused_at_the_gates(cell: str) -> None:
+    """Frames of an utterance do not lie together there: other moments would come back without a word."""
+
+    class ByUtterance(nn.Module):
+        per_feature = True
+
+        def __init__(self, size: int) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return standardize(x, mask, *self.rule(PaddedFrames(x, mask)))
+
+        def rule(self, frames: Frames) -> Rule:
+            moments = frames.moments("utterance")
+            return Rule(moments, Standard("utterance"), (None, None), torch.ones_like(moments.frames))
+
+    ours = Recurrent(4, 3, cell, norm="gates", make_norm=ByUtterance, backend="scan")
+    with pytest.raises(RecipeError, match="'utterance'") as error:
+        ours(batch(size=4), LENGTHS)
+    assert error.value.reason == "encoder_contract"
 
 
 @pytest.mark.parametrize("strategy", ["sequence_batch_norm", "frame_batch_norm", "batch_renorm"])
