@@ -108,7 +108,7 @@ def batches(key: str, order: str, epoch: int, prepared: Prepared, recipe: dict[s
     """The clips of every batch of an epoch, as the trainer will have them."""
     split, training = prepared.splits[key], recipe["training"]
     frames, seed = split.frames, int(recipe["seed"])
-    sampler = BatchSampler(frames, training["batch_frames"], training["batch_size"], order, seed, epoch)
+    sampler = BatchSampler(frames, training["batch_frames"], training["batch_size"], order, seed, epoch=epoch)
     return [[split.utterances[row].id for row in batch] for batch in sampler.batches()]
 
 
