@@ -25,22 +25,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(batch: Batch, said: str, attempt: Callable[[Batch], object], device: str) -> NumericError:
+def out_of_memory(batch: Batch, said: str, attempt: Callable[[Batch], object]) -> NumericError:
     """The error for a batch that did not fit; what does is found by trying halves of it.
 
     Args:
         batch: what was being trained on.
         said: the first line of the library's words, with the bytes that were asked for.
         attempt: forward and backward; what it leaves in gradients and statistics is of no use, the run ends here.
-        device: where.
     """
     count, frames = len(batch.ids), batch.features.shape[1]
     fits = 0
     while count > 1 and not fits:
         count //= 2
-        gc.collect()
-        if "cuda" in device:
-            torch.cuda.empty_cache()
+        _give_back()
         with contextlib.suppress(MemoryError, RuntimeError):
             attempt(first_of(batch, count))
             fits = count
@@ -78,12 +75,17 @@ def in_parts(batch: Batch, look: Callable[[Batch], Result]) -> Iterator[tuple[Ba
                 raise
             found = []
         if not found:  # outside the handler, whose traceback would keep the activations alive
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            _give_back()
             parts[:0] = [_slice(part, slice(0, count // 2)), _slice(part, slice(count // 2, count))]
         else:
             yield part, found[0]
+
+
+def _give_back() -> None:
+    """What the attempt before has left, so that the next one finds room."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def first_of(batch: Batch, count: int) -> Batch:

@@ -92,7 +92,7 @@ class RecurrentLayer(nn.Module):
             x = batch.zero_padding(self.input_norm(x, batch.mask))
         if self.in_recurrence:
             return self._normed_recurrence(x, batch, backend)
-        if backend == "fused" or self.memory is not None or (backend == "auto" and self._prefers_fused(x)):
+        if self._takes_fused(x, backend):
             return self._fused(x, batch)
         return self._scanned(x, batch)
 
@@ -100,8 +100,7 @@ class RecurrentLayer(nn.Module):
         """Whether `forward` reads real frames only, so that padding may hold anything."""
         norms = [cast(GroupedNorm, norm) for norm in self.gate_norms or ()]
         unknown = self.input_norm is not None or self.in_recurrence or not known(norms, self.directions)
-        fused = backend == "fused" or self.memory is not None or (backend == "auto" and self._prefers_fused(x))
-        return not unknown and not fused and self._exact(x)
+        return not unknown and not self._takes_fused(x, backend) and self._exact(x)
 
     def _exact(self, x: Tensor) -> bool:
         """Whether W_x x is to be computed in the precision of the recurrence."""
@@ -109,7 +108,9 @@ class RecurrentLayer(nn.Module):
         plain = x.dtype == kept == torch.promote_types(kept, torch.float32)
         return plain and not torch.is_autocast_enabled(x.device.type)
 
-    def _prefers_fused(self, x: Tensor) -> bool:
+    def _takes_fused(self, x: Tensor, backend: str) -> bool:
+        if backend != "auto" or self.memory is not None:
+            return backend == "fused" or self.memory is not None
         if x.is_cuda or torch.jit.is_tracing():  # a traced loop would freeze the number of frames
             return True
         return self.cell == "lstm" and self.gate_norms is None and x.dtype == torch.float32

@@ -259,7 +259,7 @@ class CTCBrain(sb.Brain):
                 raise
             said = str(error).strip().splitlines()
         self._drop_group()  # outside the handler, whose traceback would keep the activations alive
-        raise out_of_memory(batch, said[0] if said else "MemoryError", self._attempt, str(self.device))
+        raise out_of_memory(batch, said[0] if said else "MemoryError", self._attempt)
 
     def _attempt(self, batch: Batch) -> None:
         """Forward and backward without an update, but with the memory that the first update takes for its averages."""

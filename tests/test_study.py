@@ -422,6 +422,22 @@ class TestCell:
             cells.refuse_other_cells(load_study(tmp_path / "study.yaml", [("training.epochs", "3")]), home)
         assert error.value.reason == "other_cell"
 
+    @pytest.mark.parametrize(("key", "fine"), [("workers", True), ("clip", False)])
+    def test_a_key_that_came_after_a_cell_is_no_difference_where_it_may_change(
+        self, tmp_path: Path, key: str, fine: bool
+    ) -> None:
+        study = load_study(write_study(tmp_path))
+        folder = tmp_path / "home" / "cells" / study.cells[0].id
+        self.task(study, folder, 0)
+        task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+        del task["settings"]["training"][key]
+        (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        if fine:
+            cells.refuse_other_cells(study, tmp_path / "home")
+        else:
+            with pytest.raises(RecipeError, match=rf"training\.{key}: \(absent\) -> "):
+                cells.refuse_other_cells(study, tmp_path / "home")
+
 
 # What a cell's process does in the tests of the runner: no torch, only files.
 FAKE = """

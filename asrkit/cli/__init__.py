@@ -28,7 +28,7 @@ from asrkit.cli.common import (
     split_overrides,
     take_overrides,
 )
-from asrkit.errors import AsrkitError, RecipeError, nearest, printable
+from asrkit.errors import AsrkitError, NumericError, RecipeError, nearest, printable
 
 __all__ = ["VERBS", "main"]
 
@@ -78,9 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return 141  # what the shell reports for other programs whose reader has left
-        if "torch" in sys.modules and _memory_is_full(error):
-            fix = "close what else needs memory, or give smaller batches, shorter clips or a smaller model"
-            return _report(f"asrkit: error[out_of_memory]: {one_line(error) or 'out of memory'}; fix: {fix}", 4, debug)
         return _report(*_unexpected(error), debug)
 
 
@@ -171,8 +168,12 @@ def _memory_is_full(error: Exception) -> bool:
 
 
 def _unexpected(error: Exception) -> tuple[str, int]:
-    """One line and an exit code for what asrkit did not foresee; a failing import is the installation's fault, an error
-    in a plugin the plugin's, and the rest a bug of ours."""
+    """One line and an exit code for what asrkit did not foresee: a full memory is nobody's fault, a failing import the
+    installation's, an error in a plugin the plugin's, and the rest a bug of ours."""
+    if "torch" in sys.modules and _memory_is_full(error):
+        fix = "close what else needs memory, or give smaller batches, shorter clips or a smaller model"
+        said = one_line(error) or "out of memory"
+        return f"asrkit: error[out_of_memory]: {said}; fix: {fix}", NumericError.exit_code
     what = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
     modules = [
         frame.f_globals.get("__name__", "?")

@@ -40,19 +40,15 @@ def _across(
 ) -> str | None:  # fmt: skip
     picture, said = figure.subplots(), []
     values = axes(found)[group[0].axis]
-    places = numbers(values) or [float(i) for i in range(len(values))]
+    places = _places(values)
     for family in group:
         known = [(x, v, 100 * result[family.arms[v]].arm.rates) for x, v in zip(places, values, strict=True)
                  if family.arms.get(v) in result]  # fmt: skip
         if not known:
             continue
         place = encoders.index(family.encoder)
-        style, at = look(place), [x for x, _, _ in known]
-        picture.plot(at, [r.mean() for _, _, r in known], linewidth=1.8, **style)
-        picture.fill_between(
-            at, [r.min() for *_, r in known], [r.max() for *_, r in known], color=style["color"], alpha=0.15,
-            linewidth=0,
-        )  # fmt: skip
+        style = look(place)
+        _band(picture, known, style)
         for x, value, rates in known:
             over = [cell for cell in found.of_arm(family.arms[value]) if cell.over]
             deaf = bool(over) and all(model_hears(cell) is False for cell in over)
@@ -75,6 +71,19 @@ def _groups(found: StudyResult, axis: str) -> dict[str, list[Family]]:
     for family in families(found, axis):
         groups.setdefault(family.context, []).append(family)
     return groups
+
+
+def _places(values: Sequence[str]) -> list[float]:
+    """Where the values of an axis stand: at their numbers, or one after the other."""
+    return numbers(values) or [float(i) for i in range(len(values))]
+
+
+def _band(picture: Any, known: Sequence[tuple[float, str, np.ndarray]], style: dict[str, Any], **marks: Any) -> None:
+    """Mean over seeds, and a band from the least to the most. known: place, value, one number per seed (K,)."""
+    at, each = [x for x, *_ in known], [rates for *_, rates in known]
+    picture.plot(at, [one.mean() for one in each], linewidth=1.8, **style, **marks)
+    low, high = ([pick(one) for one in each] for pick in (np.min, np.max))
+    picture.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _ticks(picture: Any, values: Sequence[str], places: Sequence[float]) -> None:
@@ -104,7 +113,7 @@ def _gap(
 ) -> str | None:  # fmt: skip
     picture, said = figure.subplots(), []
     values = axes(found)[group[0].axis]
-    places = numbers(values) or [float(i) for i in range(len(values))]
+    places = _places(values)
     base = next((family for family in group if family.encoder == what[0]), None)
     for family in group if base is not None else []:
         known = []
@@ -118,13 +127,8 @@ def _gap(
             known += [(x, value, 100 * (second - first))] if seeds else []
         if not known:
             continue
-        place, at = encoders.index(family.encoder), [x for x, *_ in known]
-        style = look(place)
-        picture.plot(at, [d.mean() for *_, d in known], linewidth=1.8, marker=marker(place), markersize=3.5, **style)
-        picture.fill_between(
-            at, [d.min() for *_, d in known], [d.max() for *_, d in known], color=style["color"], alpha=0.15,
-            linewidth=0,
-        )  # fmt: skip
+        place = encoders.index(family.encoder)
+        _band(picture, known, look(place), marker=marker(place), markersize=3.5)
         said.append(f"{family.encoder} {', '.join(f'{d.mean():+.1f} at {v}' for _, v, d in known)}")
     if not said:
         return None
