@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from asrkit.evaluation import evaluate
 from asrkit.model import encoder_class, parameter_count
 from asrkit.preparation import Prepared, prepare
 from asrkit.runs import MetricsLog, RunFolder
-from asrkit.schema import NEUTRAL
+from asrkit.schema import NEUTRAL, SCHEMA
 from asrkit.selection import DataReport
 from asrkit.training import CTCBrain
 from asrkit.validation import validate
@@ -112,15 +113,16 @@ def train(
     changed."""
     check_recipe(recipe)
     folder = RunFolder(run_folder(recipe, output))
+    claim = partial(folder.claim, source=source, neutral=NEUTRAL, constants=recipe.keys() - SCHEMA.keys())
     with folder.lock(), _log_file(folder.path, say) as tell:
         if (folder.path / "resolved.yaml").exists():  # before hours of preparation; a first attempt claims after it
-            _tell_changes(folder.claim(recipe, source=source, neutral=NEUTRAL), recipe, tell)
+            _tell_changes(claim(recipe), recipe, tell)
         report = DataReport()
         try:
             prepared = prepare(recipe, report=report, progress=progress)
         finally:
             report.write(folder.path / "data_report.jsonl")
-        folder.claim(recipe, source=source, neutral=NEUTRAL)
+        claim(recipe)
         tell(_opening(recipe, prepared, folder.path))
         warn(defects_of(recipe), recipe["name"])
         _tell_small_batches(recipe, prepared, tell)

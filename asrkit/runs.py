@@ -148,13 +148,22 @@ class RunFolder:
         except OSError as error:
             raise storage_error(error, path) from error
 
-    def claim(self, recipe: Mapping[str, Any], *, source: str = "", neutral: Collection[str] = ()) -> list[str]:
+    def claim(
+        self,
+        recipe: Mapping[str, Any],
+        *,
+        source: str = "",
+        neutral: Collection[str] = (),
+        constants: Collection[str] = (),
+    ) -> list[str]:
         """Bind the folder to a resolved recipe on first use; afterwards only the same recipe may use it.
 
         Args:
             recipe: the resolved recipe (plain data).
             source: the text of the recipe file, saved as recipe.yaml.
             neutral: dotted paths of keys (with all below them) that may differ, such as `training.epochs`.
+            constants: top-level keys that only references named. What they did is in the resolved recipe, which would
+                be no recipe with a key that nothing uses: they are neither saved in it nor compared.
 
         Returns:
             The neutral differences to the first use, "training.epochs: 10 -> 20"; they are logged too.
@@ -164,6 +173,7 @@ class RunFolder:
             StorageError: the files cannot be read or written (exit 5).
         """
         resolved = self.path / "resolved.yaml"
+        recipe = {key: value for key, value in recipe.items() if key not in constants}
         if not resolved.exists():  # written last, so that it stands for all three
             text = dump_recipe(recipe)
             atomic_write(self.path / "recipe.yaml", source or text)
@@ -171,12 +181,12 @@ class RunFolder:
             atomic_write(resolved, text)
             return []
         try:
-            changed = differences(load_recipe(resolved), recipe)
+            earlier = {key: value for key, value in load_recipe(resolved).items() if key not in constants}
         except RecipeError as error:
             raise StorageError(
                 f"{resolved} is damaged ({error})", fix="give another --output", reason="damaged"
             ) from error
-        lines = {path: f"{path}: {before} -> {after}" for path, before, after in changed}
+        lines = {path: f"{path}: {before} -> {after}" for path, before, after in differences(earlier, recipe)}
         identity = [line for path, line in lines.items() if not _is_neutral(path, neutral)]
         if identity:
             raise RecipeError(

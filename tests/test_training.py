@@ -16,8 +16,10 @@ from toy import make_corpus, sigterm_after, toy_recipe
 from asrkit import experiment
 from asrkit.errors import DataError, RecipeError, StoppedError
 from asrkit.experiment import train
+from asrkit.recipe import load_recipe
 from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog
+from asrkit.schema import SCHEMA
 
 ENCODERS = [plugin.name for plugin in list_plugins("encoders") if plugin.package == "asrkit"]
 TIMES = ("seconds", "cpu_seconds", "frames_per_second", "memory_mb")
@@ -69,6 +71,16 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path: Path, corpus: Path) -> 
     assert {"loss", "cer", "wer", "blank", "empty", "grad_norm"} <= epochs[0]["train"].keys()
     config = json.loads((result.bundle / "config.json").read_text())
     assert config["splits"]["train"] != config["splits"]["dev"]
+
+
+def test_the_resolved_recipe_is_a_recipe_without_its_constants(tmp_path: Path, corpus: Path) -> None:
+    resolved = run(tmp_path, corpus, ("training.epochs", 1)).folder / "resolved.yaml"
+    recipe = load_recipe(resolved, known=SCHEMA)  # refuses a key that nothing uses, such as `width` once it is used up
+    written = toy_recipe(tmp_path / "again", corpus, ("training.epochs", 1), ("data.cache", recipe["data"]["cache"]))
+    assert written.pop("width") == 16
+    assert recipe == written
+    with pytest.raises(RecipeError, match=r"another recipe: .*layers.1.linear: 16 -> 24"):
+        run(tmp_path, corpus, ("training.epochs", 1), ("width", 24))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
