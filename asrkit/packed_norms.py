@@ -292,5 +292,5 @@ class _RowsNormalized(torch.autograd.Function):
 
 def _row_pieces(sums: Tensor) -> list[tuple[int, slice]]:
     count, length, size = sums.shape
-    each = max(1, (CACHED >> 2) // size)
+    each = max(1, (CACHED >> 2) * torch.get_num_threads() // size)
     return [(d, slice(r, min(r + each, length))) for d in range(count) for r in range(0, length, each)]

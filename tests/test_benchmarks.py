@@ -34,7 +34,10 @@ SLOW = {
     "beam": (["--seconds", "0.3", "--repeats", "1"], "flat"),
     "diagnosis": (["--root", "{release}", "--epochs", "1", "--threads", "1"], "worst"),
     "synth": (["--hours", "0.005"], "flac"),
-    "transcribe": (["{release}/clips", "--clips", "4", "--width", "16", "--threads", "1", "--repeats", "1"], "EncoderASR"),
+    "transcribe": (
+        ["{release}/clips", "--clips", "4", "--width", "16", "--threads", "1", "--repeats", "1"],
+        "EncoderASR",
+    ),
     "peer": (["{shared}/speechbrain_asr_ctc", "--seeds", "1"], "`sequence_batch_norm` |"),
     "faults_peer": (["C01"], "C01"),
 }

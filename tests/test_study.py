@@ -23,11 +23,11 @@ from toy import RECIPE, make_corpus
 from asrkit import registry
 from asrkit.cli import main
 from asrkit.errors import AsrkitError, RecipeError, StoppedError, StorageError, TrustError
-from asrkit.recipe import load_recipe
+from asrkit.recipe import load_recipe, recipe_hash
 from asrkit.runs import MetricsLog
 from asrkit.schema import SCHEMA
 from asrkit.study import cells, proof, record, runner, schedule, worker
-from asrkit.study.plan import Study, load_study
+from asrkit.study.plan import Study, common, load_study
 from asrkit.training import CTCBrain
 
 STUDY = """
@@ -432,6 +432,11 @@ class TestCell:
         task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
         del task["settings"]["training"][key]
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        for hashed, compared in ((recipe_hash(common(task["settings"])), fine), ("of other settings", False)):
+            cells.write_outcome(folder, {"dev": None, "proof": {"settings": hashed, "order": "o"}})
+            (known,) = (found["proof"] for found in cells.read_outcomes(study, tmp_path / "home").values())
+            expected = recipe_hash(common(study.cells[0].settings)) if compared else hashed
+            assert known == {"settings": expected, "order": "o"}
         if fine:
             cells.refuse_other_cells(study, tmp_path / "home")
         else:

@@ -12,9 +12,9 @@ from typing import Any
 
 from asrkit.disk import atomic_write
 from asrkit.errors import RecipeError, StorageError
-from asrkit.recipe import ABSENT, differences
+from asrkit.recipe import ABSENT, differences, recipe_hash
 from asrkit.schema import NEUTRAL
-from asrkit.study.plan import Cell, Study, identity
+from asrkit.study.plan import Cell, Study, common, identity
 
 FORMAT = 1
 ARRAYS = ("ids", "speakers", "characters", "words")  # of a scored split: one entry per utterance
@@ -96,12 +96,7 @@ def refuse_other_cells(study: Study, folder: Path) -> None:
         task = _read(cell_folder(folder, cell) / "task.json")
         if task is None:
             continue
-        changed = [
-            f"{path}: {before} -> {after}"
-            for path, before, after in differences(identity(task["settings"]), identity(cell.settings))
-            # A key that asrkit has got since, and that may change between the runs of a folder anyway.
-            if not (before == ABSENT and path in NEUTRAL)
-        ]
+        changed = _changed(task["settings"], cell.settings)
         if changed:
             raise RecipeError(
                 f"{cell_folder(folder, cell)} was made with other settings: {'; '.join(changed)}",
@@ -110,10 +105,36 @@ def refuse_other_cells(study: Study, folder: Path) -> None:
             )
 
 
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What makes another cell of it. Not a key that asrkit has got since, and that may change between the runs of a
+    folder anyway."""
+    return [
+        f"{path}: {old} -> {new}"
+        for path, old, new in differences(identity(before), identity(after))
+        if not (old == ABSENT and path in NEUTRAL)
+    ]
+
+
 def read_outcomes(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     """What the study's cells have left so far, by id, without what belongs to single utterances."""
-    found = {cell.id: read_outcome(cell_folder(folder, cell)) for cell in study.cells}
-    return {name: figures_of(outcome) for name, outcome in found.items() if outcome is not None}
+    found = {}
+    for cell in study.cells:
+        outcome = read_outcome(cell_folder(folder, cell))
+        if outcome is not None:
+            found[cell.id] = figures_of(outcome)
+            if outcome.get("proof"):
+                found[cell.id]["proof"] = _comparable(outcome["proof"], cell, folder)
+    return found
+
+
+def _comparable(proof: Mapping[str, Any], cell: Cell, folder: Path) -> dict[str, Any]:
+    """A cell's proof, its settings hashed with the keys that asrkit has got since: cells of both times are compared."""
+    now = recipe_hash(common(cell.settings))
+    if proof["settings"] != now:
+        task = read_task(cell_folder(folder, cell))["settings"]
+        if recipe_hash(common(task)) == proof["settings"] and not _changed(task, cell.settings):
+            return {**proof, "settings": now}
+    return dict(proof)
 
 
 def figures_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
