@@ -16,8 +16,9 @@ from report_study import ENCODERS, change, make_study
 from asrkit.cli import main
 from asrkit.errors import DataError, StorageError
 from asrkit.report import measures
-from asrkit.report.collect import collect
+from asrkit.report.collect import StudyResult, collect
 from asrkit.report.export import write_report
+from asrkit.report.words import rates_in_words
 
 
 @pytest.fixture
@@ -183,6 +184,25 @@ def test_words_and_dev_and_what_was_not_scored(three: Path, capsys: pytest.Captu
     assert error.value.reason == "not_scored"
     assert main(["report", str(three)]) == 0
     assert "9 cells: 9 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("grid", "chosen", "said"),
+    [
+        ([2e-3], [2e-3, 2e-3], "one learning rate for all arms, 0.002"),
+        ([2e-3], [2e-3], None),
+        ([1e-3, 2e-3, 4e-3], [2e-3, 2e-3], None),
+        ([1e-3, 2e-3, 4e-3], [2e-3, None], None),
+        ([4e-3, 2e-3, 1e-3], [2e-3, 4e-3],
+         r"1 of 2 arms is the highest one tried, 0.004; .*--lr='\[1.0e-03, 2.0e-03, 4.0e-03, 8.0e-03\]'.*: m1, b$"),
+        ([1e-3, 2e-3], [1e-3, 1e-3], r"2 of 2 arms is the lowest one tried.*\[5.0e-04, 1.0e-03.*: m1, a; m1, b$"),
+    ],
+)  # fmt: skip
+def test_learning_rates_at_the_end_of_their_grid(grid: list[float], chosen: list[float | None], said: str) -> None:
+    tuning = [{"lr": lr, "dev_cer": 0.5} for lr in grid]
+    arms = [{"arm": f"m1--{name}", "lr": lr, "tuning": tuning} for name, lr in zip("ab", chosen, strict=False)]
+    lines = rates_in_words(StudyResult(Path(), {"arms": arms}, []))
+    assert (lines == []) if said is None else re.search(said, lines[0])
 
 
 def test_with_a_baseline_fewer_pairs_are_corrected_for(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,7 @@ def headlines(
         lines.append(_stands(f"differ in {rate} on {split}", [_verdict(c, c.seeds.seeds) for _, c in pairs]))
     if speeds:
         lines.append(_stands("differ in how fast they learn", [_verdict(s, s.difference.seeds) for s in speeds]))
+    lines += rates_in_words(found)
     if before := found.study.get("tested_before") or {}:
         arms = ", ".join(f"{context_name(arm)} ({' and '.join(map(str, rates))})" for arm, rates in before.items())
         lines.append(f"test was decoded before with a learning rate that is not the arm's now: {arms}; the choice is "
@@ -88,6 +89,28 @@ def headlines(
     if deaf := over.count(False):
         lines.append(f"{deaf} of {len(over)} models do{'es' * (deaf == 1)} not hear the input, so that the error rate "
                      "says nothing but that")  # fmt: skip
+    return lines
+
+
+def rates_in_words(found: StudyResult) -> list[str]:
+    """What the learning rates leave open: one for all arms, or an arm whose best is the last one of its grid."""
+    arms = [arm for arm in found.arms if arm.get("lr") is not None and arm.get("tuning")]
+    grid = sorted({entry["lr"] for arm in arms for entry in arm["tuning"]})
+    if len(grid) == 1 and len(arms) > 1:
+        return [
+            f"one learning rate for all arms, {grid[0]:g}: an arm may be behind only because another would suit it "
+            "better; --lr='[...]' tries more on the same study"
+        ]
+    lines = []
+    for name, lr, beyond in (("lowest", min, 0.5), ("highest", max, 2.0)) if len(grid) > 1 else ():
+        last = lr(grid)
+        at = [context_name(arm["arm"]) for arm in arms if arm["lr"] == last]
+        wider = ", ".join(f"{rate:.1e}" for rate in sorted({*grid, last * beyond}))
+        if at:
+            lines.append(
+                f"the best learning rate of {len(at)} of {len(arms)} arms is the {name} one tried, {last:g}; a better "
+                f"one may lie beyond (--lr='[{wider}]'): {'; '.join(at)}"
+            )
     return lines
 
 
