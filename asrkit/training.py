@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from asrkit.batching import Batch, BatchSampler, chain_hash, collate
-from asrkit.checkpoints import Checkpoints, optimizer_from_tensors, optimizer_to_tensors
+from asrkit.checkpoints import Checkpoints
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.findings import Finding
 from asrkit.diagnostics.monitor import Monitor
@@ -31,6 +31,7 @@ from asrkit.loading import Loading
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
 from asrkit.objective import listening
+from asrkit.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from asrkit.position import Position, StopSignal, peak_memory, step_seed
 from asrkit.preparation import Split
 from asrkit.runs import MetricsLog

@@ -34,11 +34,12 @@ from toy import RATE, RECIPE, tones
 from asrkit.archive import Archive
 from asrkit.audio import read_audio
 from asrkit.bundle import load_bundle
-from asrkit.checkpoints import Checkpoints, optimizer_from_tensors
+from asrkit.checkpoints import Checkpoints
 from asrkit.corpus import open_corpus
 from asrkit.errors import AsrkitError, printable
 from asrkit.lm.arpa import read_unigrams
 from asrkit.lm.lexicon import read_lexicon
+from asrkit.optimizer_state import optimizer_from_tensors
 from asrkit.recipe import load_recipe
 from asrkit.report.collect import collect
 from asrkit.runs import MetricsLog
