@@ -113,8 +113,10 @@ class Runner:
         proof.check(self.study, self._fingerprints())
         if self.stop.received is not None or self.out_of_time:
             what = f"stopped by {self.stop.name}" if self.stop.received is not None else "the time budget is used up"
+            untested = sum(job.cell.id in self.outcomes for job in self.open)
+            rest = f", test is still to be decoded with {untested} of them" if untested else ""
             raise StoppedError(
-                f"{what}; {len(self.outcomes)} of {total_cells(self.study)} cells are done, {len(self.open)} can go on",
+                f"{what}; {len(self.outcomes)} of {total_cells(self.study)} cells are trained{rest}",
                 fix="type the same command to go on",
                 reason="stopped" if self.stop.received is not None else "out_of_time",
             )
