@@ -9,7 +9,7 @@ and outputs that other audio moved by 3e-6 (docs/log.md, 2026-11-29). So the los
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Below 0.98 of the floor something is known (reliability row C08; a healthy BiGRU is at 0.64 of it by update 200, where
@@ -49,3 +49,15 @@ def epoch_hears(epoch: Mapping[str, Any]) -> bool | None:
     if loss is None or floor is None:
         return True
     return hears(loss, floor, found.get("dependence"))
+
+
+def model_hears(epochs: Sequence[Mapping[str, Any]], best_epoch: int | None) -> bool | None:
+    """The same of a run's best model, which is the one that is scored; of any epoch where that one's is not known.
+
+    epochs: the records of type epoch in metrics.jsonl.
+    """
+    known = {epoch.get("epoch"): epoch_hears(epoch) for epoch in epochs}
+    if known.get(best_epoch) is not None:
+        return known[best_epoch]
+    found = [one for one in known.values() if one is not None]
+    return any(found) if found else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from scipy import stats
 
 from asrkit.cli import main
 from asrkit.comparison import LEVEL
-from asrkit.report import axes, layers
+from asrkit.report import axes, layers, rate_figures
 from asrkit.report.collect import CellResult, StudyResult, collect
 from asrkit.report.export import judge, write_report
 from asrkit.report.learning import series
+from asrkit.report.tables import rates_table
 
 UTTERANCES, SPEAKERS, LOOKS = 160, 16, 10
 
@@ -425,3 +427,26 @@ def test_equal_systems_are_called_different_in_at_most_8_percent_of_400_reports(
     print(f"called different: {better} by error rate, {faster} by speed, {either} by either; single runs {single}")
     assert better + faster > 8  # or the verdict would be deaf itself
     assert single / 400 > 0.12  # what a test of single runs would have said
+
+
+def test_learning_rates_are_drawn_and_tabled_with_what_hears_nothing(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {"none": [[1, 2]] * 3, "layer_norm": [[2, 1]] * 3})
+    assert rate_figures.learning_rates(collect(folder)) == []  # one rate: nothing to draw
+    study = json.loads((folder / "study.json").read_text())
+    for arm, deaf in zip(study["arms"], (1, 0), strict=True):
+        rates = ((0.001, 0.5, 0), (0.002, 0.75, deaf), (0.004, None, None))
+        arm["tuning"] = [{"lr": lr, "dev_cer": cer, "deaf": no} for lr, cer, no in rates]
+    (folder / "study.json").write_text(json.dumps(study))
+    (gallery,) = rate_figures.learning_rates(collect(folder))
+    assert gallery.legend == ["none", "layer_norm"]
+    assert re.search(r"<title[^>]*>CER on dev, m, against the learning rate: none 50.0 at 0.001, 75.0 at 0.002; "
+                     r"layer_norm 50.0 at 0.001, 75.0 at 0.002</title>", gallery.panels[0])  # fmt: skip
+    table = rates_table(collect(folder))
+    assert [row[:5] for row in table.rows] == [
+        ("m, none", "0.001", "50.0", "[75.0]", "–"), ("m, layer_norm", "0.001", "50.0", "75.0", "–"),
+    ]  # fmt: skip
+    study["arms"][0]["tuning"][1]["deaf"] = 0
+    (folder / "study.json").write_text(json.dumps(study))
+    (filled,) = rate_figures.learning_rates(collect(folder))
+    hollow, without = (one.panels[0].count("fill: none") for one in (gallery, filled))
+    assert hollow > without

@@ -175,6 +175,44 @@ class TestSchedule:
         done = {cell.id: outcome(cer) for cell, cer in zip(tuned, cers, strict=True)}
         assert schedule.chosen_rates(study, done) == {"toy--none": best}
 
+    @pytest.mark.parametrize(
+        ("cers", "hears", "best"),
+        [
+            ((0.9, 0.7, 0.6), (True, False, False), 0.001),  # what hears nothing comes after what does
+            ((0.9, 0.7, 0.6), (False, False, False), 0.004),  # where none does, the smallest CER as it is
+            ((0.9, 0.7, 0.6), (None, None, False), 0.002),  # not recorded: as if it did
+            ((0.9, 0.9, 0.9), (False, True, True), 0.002),
+        ],
+    )
+    def test_a_model_that_hears_nothing_counts_as_all_wrong_in_the_choice(
+        self, tmp_path: Path, cers: tuple[float, ...], hears: tuple[bool | None, ...], best: float
+    ) -> None:
+        study = grid(tmp_path, encoders=1)
+        tuned = sorted((cell for cell in study.cells if cell.seed == 1), key=lambda cell: cell.lr)
+        done = {cell.id: {**outcome(cer), "hears": heard} for cell, cer, heard in zip(tuned, cers, hears, strict=True)}
+        assert schedule.chosen_rates(study, done) == {"toy--none": best}
+        tried = record.summary(study, done, {"toy--none": best})["arms"][0]["tuning"]
+        assert [(one["dev_cer"], one["deaf"]) for one in tried] == [
+            (cer, int(heard is False)) for cer, heard in zip(cers, hears, strict=True)
+        ]
+
+    @pytest.mark.parametrize(
+        ("status", "phases", "best", "expected"),
+        [("done", ["on_floor", "below_floor"], 2, True), ("done", ["below_floor", "on_floor"], 2, False),
+         ("done", ["on_floor", "below_floor"], None, True), ("collapsed", ["below_floor"], 1, False),
+         ("failed", [], None, False), ("done", [], None, None), ("done", [None], 1, None)],
+    )  # fmt: skip
+    def test_whether_a_cell_hears_is_known_of_cells_of_before(
+        self, tmp_path: Path, status: str, phases: list[str | None], best: int | None, expected: bool | None
+    ) -> None:
+        log = MetricsLog(tmp_path / "metrics.jsonl")
+        for number, phase in enumerate(phases, 1):
+            log.append({"type": "epoch", "step": number, "epoch": number, "diagnosis": {"phase": phase}})
+        cells.write_outcome(tmp_path, {"status": status, "best_epoch": best})
+        found = cells.read_outcome(tmp_path)
+        assert found is not None
+        assert found["hears"] is expected
+
     @pytest.mark.parametrize(("rates", "seeds", "lr_seeds"), [(1, 3, 1), (2, 3, 1), (3, 3, 2), (2, 2, 2)])
     def test_a_whole_study(self, tmp_path: Path, rates: int, seeds: int, lr_seeds: int) -> None:
         """Carried out job by job: as many cells as announced, the best mean is chosen, test once per seed and arm."""

@@ -13,7 +13,7 @@ from typing import Any
 from asrkit.comparison import Comparison, in_words
 from asrkit.disk import atomic_write
 from asrkit.errors import DataError, StorageError
-from asrkit.report import axis_figures, figures, tables, words
+from asrkit.report import axis_figures, figures, rate_figures, tables, words
 from asrkit.report.axes import Family, across, axes
 from asrkit.report.collect import CellResult, StudyResult, collect, troubles
 from asrkit.report.interactions import Interaction, interaction_in_words, interactions
@@ -173,8 +173,9 @@ def _sections(found: StudyResult, j: Judgement, rate: str, baseline: str | None 
         Section("Blanks, empty outputs, gradients, dependence on the input", [BAND], (),
                 [figures.inside(found, context) for context in contexts],
                 [tables.end_table(found), *tables.layer_tables(found)]),
+        Section("Learning rates", [], (), rate_figures.learning_rates(found), [tables.rates_table(found)]),
         Section("Cost", tables=[tables.cost_table(found)]),
-        Section("How it was made", tables=[tables.rates_table(found), tables.proof_table(found)]),
+        Section("How it was made", tables=[tables.proof_table(found)]),
         Section("Cells", tables=[tables.trouble_table(found)]),
     ]  # fmt: skip
 

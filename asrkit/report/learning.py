@@ -18,7 +18,7 @@ import numpy as np
 from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, over_seeds, seeds_for
 from asrkit.hearing import epoch_hears
 from asrkit.report.collect import CellResult, StudyResult
-from asrkit.study.cells import COLLAPSED, FAILED
+from asrkit.study.cells import FAILED, best_model_hears
 
 THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
 AHEAD = 0.02  # of dev CER: what an arm must lead by, in every seed, for its curve to be called ahead
@@ -86,11 +86,7 @@ def model_hears(cell: CellResult) -> bool | None:
 
     That of a collapsed cell, which writes nothing, does not.
     """
-    if cell.status == COLLAPSED:
-        return False
-    best = (cell.outcome or {}).get("best_epoch")
-    known = {epoch.get("epoch"): epoch_hears(epoch) for epoch in cell.epochs}
-    return hears(cell) if known.get(best) is None else known[best]
+    return best_model_hears(cell.status, cell.epochs, (cell.outcome or {}).get("best_epoch"))
 
 
 def chance(

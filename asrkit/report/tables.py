@@ -76,17 +76,24 @@ def rates_table(found: StudyResult) -> Table:
     grid = list(dict.fromkeys(entry["lr"] for arm in found.arms for entry in arm.get("tuning", [])))
     rows = []
     for arm in found.arms:
-        means = {entry["lr"]: entry["dev_cer"] for entry in arm.get("tuning", [])}
+        means = {entry["lr"]: entry for entry in arm.get("tuning", [])}
         size: dict[str, int] = next((parameters[c.row["id"]] for c in found.cells
                      if c.row["arm"] == arm["arm"] and c.row["id"] in parameters), {})  # fmt: skip
         chosen = "open" if arm.get("lr") is None else f"{arm['lr']:g}"
-        tried = [percent(means.get(lr)) for lr in grid]
+        tried = [_tried(means.get(lr) or {}) for lr in grid]
         counts = [format(size[k], ",") if size.get(k) is not None else NONE for k in ("parameters", "norm_parameters")]
         rows.append((context_name(arm["arm"]), chosen, *tried, *counts))
     seeds = ", ".join(map(str, found.study.get("tuning_seeds", [])))
-    note = f"Mean dev CER in % of seed {seeds} with every learning rate of the grid; the lowest is the arm's."
+    note = (
+        f"Mean dev CER in % of seed {seeds} with every learning rate of the grid; the lowest is the arm's. In "
+        "brackets: of models that do not hear their input, which count as 100 % in this choice."
+    )
     head = ("arm", "chosen", *(f"{lr:g}" for lr in grid), "parameters", "in norms")
-    return Table("Learning rates", note, head, rows)
+    return Table("Learning rates tried", note, head, rows)
+
+
+def _tried(entry: dict[str, float | None]) -> str:
+    return f"[{percent(entry['dev_cer'])}]" if entry.get("deaf") else percent(entry.get("dev_cer"))
 
 
 def final_table(found: StudyResult, split: str, characters: dict[str, Final], words: dict[str, Final]) -> Table:

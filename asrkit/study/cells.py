@@ -5,6 +5,7 @@ cell.json is written last and at once: a cell that has one is over, whatever cam
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 from asrkit.disk import atomic_write
 from asrkit.errors import RecipeError, StorageError
+from asrkit.hearing import model_hears
 from asrkit.recipe import ABSENT, differences, recipe_hash
+from asrkit.runs import MetricsLog
 from asrkit.schema import NEUTRAL
 from asrkit.study.plan import Cell, Study, common, identity
 
@@ -28,7 +31,24 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """What a cell has left, None while it is not over. Raises StorageError where cell.json is damaged."""
-    return _read(folder / "cell.json")
+    outcome = _read(folder / "cell.json")
+    if outcome is not None and "hears" not in outcome:  # written before cells knew
+        lines: list[dict[str, Any]] = []
+        with contextlib.suppress(StorageError):  # damaged: then it is not known
+            lines = MetricsLog.read(folder / "metrics.jsonl")
+        epochs = [line for line in lines if line.get("type") == "epoch"]
+        outcome["hears"] = best_model_hears(outcome.get("status", ""), epochs, outcome.get("best_epoch"))
+    return outcome
+
+
+def best_model_hears(status: str, epochs: Sequence[Mapping[str, Any]], best_epoch: int | None) -> bool | None:
+    """Whether a cell's best model hears its input (`asrkit.hearing`); None where that is not recorded.
+
+    One that writes nothing does not, nor one that failed before its first epoch.
+    """
+    if status == COLLAPSED or (status == FAILED and not epochs):
+        return False
+    return model_hears(epochs, best_epoch)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

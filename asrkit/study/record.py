@@ -98,14 +98,17 @@ def summary(
     """
     from asrkit import __version__
 
-    wanted, means = wanted_cells(study, outcomes), tuning(study, outcomes)
+    wanted, tries = wanted_cells(study, outcomes), tuning(study, outcomes)
     open_status = cells.SKIPPED if out_of_time else cells.PENDING
     rows = [_row(cell, outcomes.get(cell.id), rates[cell.arm] == cell.lr, open_status) for cell in wanted]
     total = total_cells(study)
     arms = []
     for arm, members in study.arms.items():
         first = members[0]
-        grid = [{"lr": lr, "dev_cer": mean} for lr, mean in means[arm].items()]
+        grid = [
+            {"lr": lr, "dev_cer": None if tried is None else tried.cer, "deaf": None if tried is None else tried.deaf}
+            for lr, tried in tries[arm].items()
+        ]
         arms.append({"arm": arm, "context": first.context, "recipe": first.recipe, "axes": first.axes,
                      "encoder": first.encoder, "lr": rates[arm], "tuning": grid})  # fmt: skip
     status = Counter(row["status"] for row in rows)

@@ -1,7 +1,8 @@
 """What a study does next, as a pure function of what is done: learning rates first, then all seeds.
 
 Stage 1 trains every arm with every learning rate and the first seed (or seeds); the one with the smallest mean CER on
-dev is the arm's. Stage 2 trains the other seeds with it, reuses the cells of stage 1, and decodes the test split.
+dev is the arm's, where a model that does not hear its input counts as 100 %. Stage 2 trains the other seeds with it,
+reuses the cells of stage 1, and decodes the test split.
 """
 
 from __future__ import annotations
@@ -27,33 +28,52 @@ class Job:
 
 
 def counted_cer(outcome: Mapping[str, Any]) -> float:
-    """The CER on dev that a learning rate is judged by: a crashed cell counts by the best model it has left."""
+    """The CER on dev of a cell: a crashed one counts by the best model it has left."""
     return float(outcome["dev"]["cer"]) if outcome.get("dev") else WITHOUT_OUTPUT
 
 
-def tuning(study: Study, outcomes: Outcomes) -> dict[str, dict[float, float | None]]:
-    """Arm -> learning rate -> mean CER on dev over the tuning seeds; None where not all of these cells are done."""
-    found: dict[str, dict[float, float | None]] = {}
+@dataclass(frozen=True)
+class Tried:
+    """What a learning rate came to with the tuning seeds.
+
+    cer: mean on dev. deaf: how many of the models do not hear their input, so that their CER is chance. judged: the
+    mean with 1 in their place.
+    """
+
+    cer: float
+    deaf: int
+    judged: float
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Mapping[str, Any]]) -> Tried:
+        """Of the tuning seeds' cells, all of them done."""
+        rates, deaf = [counted_cer(one) for one in outcomes], [one.get("hears") is False for one in outcomes]
+        judged = [WITHOUT_OUTPUT if no else rate for rate, no in zip(rates, deaf, strict=True)]
+        return cls(_mean(rates), sum(deaf), _mean(judged))
+
+
+def tuning(study: Study, outcomes: Outcomes) -> dict[str, dict[float, Tried | None]]:
+    """Arm -> learning rate -> what it came to; None where not all cells of the tuning seeds are done."""
+    found: dict[str, dict[float, Tried | None]] = {}
     for arm, cells in study.arms.items():
         found[arm] = {}
         for lr in dict.fromkeys(cell.lr for cell in cells):
             ids = [cell.id for cell in cells if cell.lr == lr and cell.seed in study.tuning_seeds]
-            done = [counted_cer(outcomes[name]) for name in ids if name in outcomes]
-            found[arm][lr] = sum(done) / len(done) if len(done) == len(ids) else None
+            done = [outcomes[name] for name in ids if name in outcomes]
+            found[arm][lr] = Tried.of(done) if len(done) == len(ids) else None
     return found
 
 
 def chosen_rates(study: Study, outcomes: Outcomes) -> dict[str, float | None]:
-    """The learning rate of every arm: smallest mean CER on dev, of equals the smaller rate; None while it is open."""
+    """The learning rate of every arm: the smallest mean CER on dev, a model that does not hear its input counting as
+    100 %; of equals the smaller CER as it is, then the smaller rate. None while it is open."""
     chosen: dict[str, float | None] = {}
     for arm, rates in tuning(study, outcomes).items():
-        means = {lr: mean for lr, mean in rates.items() if mean is not None}
+        known = {lr: (tried.judged, tried.cer, lr) for lr, tried in rates.items() if tried is not None}
         if len(rates) == 1:
             chosen[arm] = next(iter(rates))
-        elif len(means) < len(rates):
-            chosen[arm] = None
         else:
-            chosen[arm] = min(means, key=lambda lr: (means[lr], lr))
+            chosen[arm] = min(known, key=known.__getitem__) if len(known) == len(rates) else None
     return chosen
 
 

@@ -112,11 +112,13 @@ def _trained(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
     metrics = MetricsLog.read(folder / "metrics.jsonl")
     epochs = [line for line in metrics if line["type"] == "epoch"]
     status = cells.FAILED if error else cells.COLLAPSED if collapsed(epochs, dev) else cells.DONE
+    cost = _cost(epochs)
     return {
         **task["cell"],
         "status": status,
         "error": error,
-        **_cost(epochs),
+        **cost,
+        "hears": cells.best_model_hears(status, epochs, cost["best_epoch"]),
         "wall_seconds": time.monotonic() - started,
         "resumed": resumed,
         "threads": task["threads"],
