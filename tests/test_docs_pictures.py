@@ -81,6 +81,14 @@ def test_without_a_numeric_axis_curves_are_drawn(tmp_path: Path) -> None:
     said = re.findall(r"<!-- (.*?) -->", (tmp_path / "docs" / "pictures" / "s.svg").read_text())
     assert "m (2 seeds)" in said
     assert "updates" in said
+    assert not (tmp_path / "docs" / "pictures" / "s_rates.svg").exists()  # one rate: nothing to draw
+    study = json.loads((folder / "study.json").read_text())
+    for arm in study["arms"]:
+        arm["tuning"] = [{"lr": lr, "dev_cer": cer, "deaf": 0} for lr, cer in ((0.002, 0.3), (0.004, None))]
+    (folder / "study.json").write_text(json.dumps(study))
+    made["main"](folder, tmp_path / "docs")
+    said = re.findall(r"<!-- (.*?) -->", (tmp_path / "docs" / "pictures" / "s_rates.svg").read_text())
+    assert {"m", "none", "layer_norm", "2", "4", "learning rate / 0.001"} <= set(said)
 
 
 def test_the_table_of_cures(tmp_path: Path) -> None:

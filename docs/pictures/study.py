@@ -3,8 +3,8 @@
     python docs/pictures/study.py studies/answer
 
 The picture shows learning curves or, where an axis of the study has three and more numbers as values (depth), the
-final error rate against it. Writes docs/pictures/NAME.svg and docs/studies/NAME/{curves.csv, cells.csv, report.md}; run
-`asrkit report` first.
+final error rate against it; a second one, NAME_rates.svg, the error rate against the learning rates that were tried.
+Writes docs/pictures/NAME.svg and docs/studies/NAME/{curves.csv, cells.csv, report.md}; run `asrkit report` first.
 """
 
 from __future__ import annotations
@@ -128,6 +128,38 @@ def draw_axis(points: dict[tuple[str, str], list[Point]], axis: str, split: str,
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_rates(study: StudyResult, path: Path) -> None:
+    """A panel for every context: dev CER of the tuning seeds against the learning rate; large: the arm's own; hollow: a
+    model that does not hear its input."""
+    contexts = study.contexts()
+    encoders = list(dict.fromkeys(arm["encoder"] for arm in study.arms))
+    figure, panels = plt.subplots(1, len(contexts), figsize=(3.1 * len(contexts), 3.3), sharey=True, squeeze=False)
+    for panel, (context, arms) in zip(panels.flat, contexts.items(), strict=True):
+        for arm in arms:
+            place = encoders.index(arm["encoder"])
+            colour, tried = LIGHT[place % len(LIGHT)], [one for one in arm["tuning"] if one["dev_cer"] is not None]
+            at, rates = [one["lr"] for one in tried], [100 * one["dev_cer"] for one in tried]
+            panel.plot(at, rates, color=colour, dashes=DASHES[place % len(DASHES)], label=arm["encoder"], linewidth=1.8)
+            for one, rate in zip(tried, rates, strict=True):
+                panel.plot(
+                    one["lr"], rate, MARKERS[place % len(MARKERS)], color=colour,
+                    markersize=8 if one["lr"] == arm["lr"] else 4, markerfacecolor="white" if one["deaf"] else colour,
+                )  # fmt: skip
+        grid = sorted({one["lr"] for arm in arms for one in arm["tuning"]})
+        panel.set_xscale("log")
+        panel.set_xticks(grid, [f"{1000 * lr:g}" for lr in grid])
+        panel.set_xticks([], minor=True)
+        panel.set_title(context.replace("--", ", "), fontsize=10)
+        panel.set_xlabel("learning rate / 0.001")
+        panel.set_ylim(0, 102)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("dev CER [%]; hollow: hears nothing")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(encoders), frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main(folder: Path, docs: Path = DOCS) -> None:
     """Picture and files of one study."""
     name, study = folder.resolve().name, collect(folder)
@@ -137,6 +169,8 @@ def main(folder: Path, docs: Path = DOCS) -> None:
         draw(curves, picture)
     else:
         draw_axis(points_of(study, axis), axis, default_split(study), picture)
+    if any(len(arm.get("tuning") or []) > 1 for arm in study.arms):
+        draw_rates(study, docs / "pictures" / f"{name}_rates.svg")
     out = docs / "studies" / name
     out.mkdir(parents=True, exist_ok=True)
     with (out / "curves.csv").open("w", newline="") as file:
