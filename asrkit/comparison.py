@@ -100,7 +100,7 @@ def over_seeds(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Di
     return Difference(mean, mean - reach, mean + reach, float(2 * special.stdtr(count - 1, -abs(mean) / error)), count)
 
 
-def hierarchical_bootstrap(
+def crossed_bootstrap(
     first: np.ndarray,
     second: np.ndarray,
     lengths: np.ndarray,
@@ -109,9 +109,12 @@ def hierarchical_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of the difference in rate when seeds and, within them, speakers are drawn anew with replacement.
+    """Interval of the difference in error rate when seeds and speakers are drawn anew with replacement.
 
-    errors (K, U) of both arms; Davison & Hinkley 1997, section 3.8: two levels of resampling.
+    errors (K, U) of both arms, lengths (U,) and speakers (U,) of the references. All seeds are tested on the same
+    speakers, so these are crossed with the seeds, and one draw of them serves all seeds of a replication (Owen 2007,
+    doi 10.1214/07-AOAS122: the pigeonhole bootstrap). Speakers drawn for each seed by itself would average out over
+    seeds what an arm does to a speaker in every seed.
     """
     names = {name: i for i, name in enumerate(dict.fromkeys(speakers))}
     member = np.array([names[name] for name in speakers])
@@ -125,9 +128,9 @@ def hierarchical_bootstrap(
     for start in range(0, replications, at_once):
         count = min(at_once, replications - start)
         rows = rng.integers(len(difference), size=(count, len(difference)))
-        columns = rng.integers(len(names), size=(count, *difference.shape))
-        drawn = difference[rows[:, :, None], columns].sum(2)  # (count, K)
-        found[start : start + count] = (drawn / np.maximum(size[columns].sum(2), 1)).mean(1)
+        columns = rng.integers(len(names), size=(count, len(names)))
+        drawn = difference[rows[:, :, None], columns[:, None, :]].sum(2)  # (count, K)
+        found[start : start + count] = drawn.mean(1) / np.maximum(size[columns].sum(1), 1)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -204,7 +207,7 @@ def compare(arms: Sequence[Arm], baseline: str | None = None) -> list[Comparison
     usable = [d.p if d.seeds >= FEWEST_SEEDS else math.nan for d in differences]
     found = []
     for (a, b), (x, y), n, d, p in zip(pairs, errors, total, differences, holm(usable), strict=True):
-        interval = hierarchical_bootstrap(x, y, a.lengths, a.speakers) if len(x) else (math.nan, math.nan)
+        interval = crossed_bootstrap(x, y, a.lengths, a.speakers) if len(x) else (math.nan, math.nan)
         runs = tuple(matched_pairs(one, other) for one, other in zip(x, y, strict=True))
         by_seed = (y.sum(1) - x.sum(1)) / n
         needed = seeds_for(by_seed, tests=len(pairs))

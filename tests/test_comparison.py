@@ -12,7 +12,7 @@ from asrkit.comparison import (
     LEVEL,
     Arm,
     compare,
-    hierarchical_bootstrap,
+    crossed_bootstrap,
     holm,
     in_words,
     matched_pairs,
@@ -67,21 +67,30 @@ def test_matched_pairs_equals_the_normal_test_by_hand() -> None:
     assert matched_pairs(a, a) == 1.0
 
 
-def test_the_bootstrap_has_the_width_of_both_levels() -> None:
-    """With many seeds and speakers of equal size its spread is that of a sum of two variances."""
+def test_the_bootstrap_has_the_width_of_both_factors() -> None:
+    """Seeds, and speakers that are the same ones in all seeds: its spread is that of a sum of two variances."""
     rng = np.random.default_rng(2)
     seeds, speakers, each = 30, 50, 10
-    of_seed, of_speaker = rng.normal(0, 2.0, (seeds, 1)), rng.normal(0, 3.0, (seeds, speakers))
+    of_seed, of_speaker = rng.normal(0, 2.0, (seeds, 1)), rng.normal(0, 3.0, (1, speakers))
     difference = np.repeat(of_seed + of_speaker, each, axis=1)
     names = [f"s{i}" for i in np.repeat(np.arange(speakers), each)]
-    low, high = hierarchical_bootstrap(
+    low, high = crossed_bootstrap(
         np.zeros_like(difference), difference, np.ones(speakers * each), names, replications=4000
     )
-    per_speaker = difference[:, ::each]
-    within = per_speaker.var(1).mean() / speakers
-    expected = math.sqrt((per_speaker.mean(1).var() + within) / seeds)
+    expected = math.sqrt(of_seed.var() / seeds + of_speaker.var() / speakers)
     assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.06)
-    assert (high + low) / 2 == pytest.approx(per_speaker.mean(), abs=3 * expected / 10)
+    assert (high + low) / 2 == pytest.approx(difference.mean(), abs=3 * expected / 10)
+
+
+def test_the_bootstrap_covers_what_other_speakers_would_give() -> None:
+    """Three seeds, seven speakers: nominally 95 %, in few units less; drawn seed by seed it would be 73 %."""
+    rng = np.random.default_rng(7)
+    covered = 0
+    for trial in range(200):
+        effects = 0.3 * rng.normal(size=(3, 1)) + 2 * rng.normal(size=(1, 7)) + 0.5 * rng.normal(size=(3, 7))
+        low, high = crossed_bootstrap(np.zeros((3, 7)), effects, np.ones(7), list("abcdefg"), 400, seed=trial)
+        covered += low <= 0 <= high
+    assert covered / 200 > 0.84
 
 
 def test_equal_systems_are_called_different_in_at_most_8_percent_of_400_trials() -> None:
