@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from asrkit.errors import DataError
 
 FEWEST_SEEDS = 3  # below, a variance over seeds is no evidence
-LEVEL = 0.025  # a report asks two questions of its arms, which is better and which is faster: 5 % for both together
+ALPHA = 0.05  # of a whole report on equal systems: how often it may call any two of them different
+LEVEL = ALPHA / 2  # two questions are asked of arms, which is better and which is faster; of axes two more
 CELLS = 1 << 20  # of the bootstrap at a time: seeds x speakers x replications
 
 
@@ -52,7 +54,8 @@ class Difference:
 class Comparison:
     """All tests of one pair of arms on one split. `p_holm`: p corrected for all pairs that were compared (Holm).
 
-    differences: of every paired seed. undecided: why no verdict is given in spite of p, in words.
+    differences: of every paired seed. undecided: why no verdict is given in spite of p, in words. level: what p_holm
+    must be below.
     """
 
     first: str
@@ -64,11 +67,17 @@ class Comparison:
     seeds_needed: int | None
     differences: tuple[float, ...] = ()
     undecided: str | None = None
+    level: float = LEVEL
+
+    @property
+    def difference(self) -> Difference:
+        """Over seeds: what is judged."""
+        return self.seeds
 
     @property
     def different(self) -> bool:
-        """Whether the difference over seeds stands, at LEVEL over all pairs together."""
-        return self.undecided is None and self.p_holm < LEVEL
+        """Whether the difference over seeds stands, at its level over all pairs together."""
+        return self.undecided is None and self.p_holm < self.level
 
 
 def paired(first: Arm, second: Arm) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +167,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+class Judged(Protocol):
+    """What is judged by a difference over paired seeds: a dataclass that has p_holm as well."""
+
+    @property
+    def difference(self) -> Difference: ...
+    @property
+    def differences(self) -> tuple[float, ...]: ...
+    @property
+    def undecided(self) -> str | None: ...
+    @property
+    def seeds_needed(self) -> int | None: ...
+    @property
+    def level(self) -> float: ...
+
+
+One = TypeVar("One", bound=Judged)
+
+
+def corrected(tests: Sequence[One], level: float = LEVEL) -> list[One]:
+    """The same with Holm's correction over all of them together, and the seeds that each would take at this level.
+
+    Those without a verdict, undecided or of fewer than FEWEST_SEEDS seeds, are counted too.
+    """
+    usable = [
+        one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
+        for one in tests
+    ]
+    made = []
+    for one, p in zip(tests, holm(usable), strict=True):
+        needed = seeds_for(np.array(one.differences), alpha=level, tests=len(tests))
+        made.append(replace(one, p_holm=p, seeds_needed=needed, level=level))  # type: ignore[type-var]
+    return made
+
+
 def seeds_for(
     differences: np.ndarray, alpha: float = LEVEL, power: float = 0.8, most: int = 1000, tests: int = 1
 ) -> int | None:
@@ -204,15 +247,13 @@ def compare(arms: Sequence[Arm], baseline: str | None = None) -> list[Comparison
     errors = [paired(a, b) for a, b in pairs]
     total = [max(float(a.lengths.sum()), 1.0) for a, _ in pairs]
     differences = [over_seeds(x.sum(1) / n, y.sum(1) / n) for (x, y), n in zip(errors, total, strict=True)]
-    usable = [d.p if d.seeds >= FEWEST_SEEDS else math.nan for d in differences]
     found = []
-    for (a, b), (x, y), n, d, p in zip(pairs, errors, total, differences, holm(usable), strict=True):
+    for (a, b), (x, y), n, d in zip(pairs, errors, total, differences, strict=True):
         interval = crossed_bootstrap(x, y, a.lengths, a.speakers) if len(x) else (math.nan, math.nan)
         runs = tuple(matched_pairs(one, other) for one, other in zip(x, y, strict=True))
-        by_seed = (y.sum(1) - x.sum(1)) / n
-        needed = seeds_for(by_seed, tests=len(pairs))
-        found.append(Comparison(a.name, b.name, d, interval, runs, p, needed, tuple(by_seed.tolist())))
-    return found
+        by_seed = tuple(((y.sum(1) - x.sum(1)) / n).tolist())
+        found.append(Comparison(a.name, b.name, d, interval, runs, math.nan, None, by_seed))
+    return corrected(found)
 
 
 def in_words(one: Comparison, unit: str = "CER") -> str:
@@ -233,7 +274,7 @@ def in_words(one: Comparison, unit: str = "CER") -> str:
         f"{one.first} and {one.second}: no evidence of a difference at this budget: {one.second}'s {unit} is "
         f"{higher(d)} ({span(d, one.p_holm)})"
     )
-    return text + more_seeds(one.seeds_needed, d)
+    return text + more_seeds(one)
 
 
 def higher(d: Difference) -> str:
@@ -252,13 +293,13 @@ def span(d: Difference, p_holm: float, sign: bool = True) -> str:
     return f"95 % interval {100 * low:{form}} to {100 * high:{form}} over {d.seeds} paired seeds; p = {p}"
 
 
-def more_seeds(needed: int | None, d: Difference) -> str:
+def more_seeds(one: Judged) -> str:
     """`; about 5 more seeds would be needed to show 1.20 points`, or nothing where no number is known.
 
-    needed: all seeds (`seeds_for`). Where p alone is small, it was the correction for many tests that the difference
-    did not outlive.
+    Where p alone is small, it was the correction for many tests that the difference did not outlive.
     """
-    alone = "; alone it would stand, among all pairs it does not (Holm)" if d.p < LEVEL else ""
+    d, needed = one.difference, one.seeds_needed
+    alone = "; alone it would stand, among all pairs it does not (Holm)" if d.p < one.level else ""
     if needed is None or needed <= d.seeds:
         return alone
     more = needed - d.seeds

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -383,11 +384,17 @@ def test_values_that_are_no_numbers_keep_the_order_of_the_study() -> None:
 # --- equal systems
 
 
-def equal_systems(rng: np.random.Generator, seeds: int, encoders: int = 2, seed_sd: float = 0.01) -> StudyResult:
+def equal_systems(
+    rng: np.random.Generator, seeds: int, encoders: int = 2, seed_sd: float = 0.01, depth: str | None = None
+) -> StudyResult:
     """Cells of one system under several names: a seed moves a whole run, its errors and when it begins to read."""
     names = [f"e{i}" for i in range(encoders)]
     speaker = np.arange(UTTERANCES) % SPEAKERS
-    arms = [{"arm": f"m--{n}", "context": "m", "recipe": "m", "axes": {}, "encoder": n, "lr": 1e-3} for n in names]
+    context, chosen = (f"m--depth-{depth}", {"depth": depth}) if depth else ("m", {})
+    arms: list[dict[str, Any]] = [
+        {"arm": f"{context}--{n}", "context": context, "recipe": "m", "axes": chosen, "encoder": n, "lr": 1e-3}
+        for n in names
+    ]
     cells = []
     for arm in arms:
         for seed in range(1, seeds + 1):
@@ -448,3 +455,26 @@ def test_learning_rates_are_drawn_and_tabled_with_what_hears_nothing(tmp_path: P
     (filled,) = rate_figures.learning_rates(collect(folder))
     hollow, without = (one.panels[0].count("fill-opacity: 0") for one in (gallery, filled))
     assert (hollow, without) == (1, 0)
+
+
+def test_the_same_of_reports_with_an_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four questions instead of two: at the level of two they would call something different in 9 %."""
+    monkeypatch.setattr(
+        "asrkit.comparison.crossed_bootstrap", lambda *_: (math.nan, math.nan)
+    )  # no verdict's, and slow
+    rng = np.random.default_rng(14)
+    wrong = at_two = 0
+    for trial in range(400):
+        values = ("1", "2", "4") if trial % 2 else ("1", "2")
+        parts = [equal_systems(rng, 3 + trial % 3, depth=depth) for depth in values]
+        arms, cells = [arm for one in parts for arm in one.arms], [cell for one in parts for cell in one.cells]
+        said = judge(StudyResult(Path(), {"name": "equal", "arms": arms}, cells), "characters", "test")
+        found = [*(one for _, one in said.pairs), *said.speeds, *(one for _, one in said.axes), *said.changes]
+        assert {one.level for one in found} == {LEVEL / 2}
+        wrong += any(one.different for one in found)
+        at_two += any(one.p_holm < LEVEL for one in found)
+    assert wrong / 400 <= 0.08
+    assert at_two > wrong
+    print(f"called different: {wrong}, at the level of two questions {at_two}")
+    data = measured(depths(tmp_path / "s"))
+    assert any("(p < 0.0125 after Holm's correction)" in line for line in data["headlines"])

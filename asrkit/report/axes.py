@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from asrkit.comparison import Arm, Comparison, compare
+from asrkit.comparison import LEVEL, Arm, Comparison, compare, corrected
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import chance
-from asrkit.report.measures import Final, corrected
+from asrkit.report.measures import Final
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,13 @@ def families(found: StudyResult, axis: str) -> list[Family]:
     ]  # fmt: skip
 
 
-def across(found: StudyResult, result: Mapping[str, Final]) -> list[tuple[Family, Comparison]]:
+def questions(found: StudyResult) -> int:
+    """How many questions a report asks of a study, each of which could be answered wrongly: which arm is better, which
+    learns faster; with axes and several encoders also what an axis does to one, and whether to all of them the same."""
+    return 4 if axes(found) and len({arm["encoder"] for arm in found.arms}) > 1 else 2
+
+
+def across(found: StudyResult, result: Mapping[str, Final], level: float = LEVEL) -> list[tuple[Family, Comparison]]:
     """Every value of every axis with the axis' first (the least) of the same family; Holm over all of them together.
 
     Values that were not scored on the same utterances as the first (outputs too short for some) are left out.
@@ -80,7 +86,8 @@ def across(found: StudyResult, result: Mapping[str, Final]) -> list[tuple[Family
             for one in compare(arms, baseline=arms[0].name) if len(arms) > 1 else []:
                 reason = chance(one.seeds, cells[one.first], cells[one.second], (one.first, one.second))
                 pairs.append((family, replace(one, undecided=reason)))
-    return [(family, one) for (family, _), one in zip(pairs, corrected([one for _, one in pairs]), strict=True)]
+    made = corrected([one for _, one in pairs], level)
+    return [(family, one) for (family, _), one in zip(pairs, made, strict=True)]
 
 
 def _alike(one: Arm, other: Arm) -> bool:

@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from asrkit.comparison import Comparison, in_words
+from asrkit.comparison import ALPHA, Comparison, in_words
 from asrkit.disk import atomic_write
 from asrkit.errors import DataError, StorageError
 from asrkit.report import axis_figures, figures, rate_figures, tables, words
-from asrkit.report.axes import Family, across, axes
+from asrkit.report.axes import Family, across, axes, questions
 from asrkit.report.collect import CellResult, StudyResult, collect, troubles
 from asrkit.report.interactions import Interaction, interaction_in_words, interactions
 from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients
@@ -92,11 +92,14 @@ class Judgement:
 
 
 def judge(found: StudyResult, unit: str, split: str, baseline: str | None = None) -> Judgement:
-    """Every comparison that the report makes, and what it says of it; nothing is drawn. baseline: as write_report's."""
-    rate = RATES[unit]
+    """Every comparison that the report makes, and what it says of it; nothing is drawn. baseline: as write_report's.
+
+    The questions share ALPHA: with four of them each has half the level that each of two has.
+    """
+    rate, level = RATES[unit], ALPHA / questions(found)
     both = {name: finals(found, split, name) for name in RATES}
-    pairs, speeds, along = comparisons(found, both[unit], baseline), paces(found, baseline), across(found, both[unit])
-    changes = interactions(found, both[unit], baseline)
+    pairs, speeds = comparisons(found, both[unit], baseline, level), paces(found, baseline, level)
+    along, changes = across(found, both[unit], level), interactions(found, both[unit], baseline, level)
     several = len(found.contexts()) > 1
 
     def said(context: str, text: str) -> str:

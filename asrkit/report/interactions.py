@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, more_seeds, over_seeds, seeds_for, span
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, corrected, more_seeds, over_seeds, span
 from asrkit.report.axes import Family, axes, families, numbers
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import model_hears
@@ -30,7 +30,7 @@ class Interaction:
     difference: (second less first at `to`) less (second less first at `start`), in error rate; or, with `per`, the
     slope of second less first (least squares, seed by seed) per doubling of the axis, or per unit of it. gaps: mean of
     second less first at every value that counts. left_out: values where the better of the two hears nothing. undecided:
-    why no verdict is given, in words.
+    why no verdict is given, in words. level: what p_holm must be below.
     """
 
     axis: str
@@ -47,14 +47,17 @@ class Interaction:
     gaps: tuple[tuple[str, float], ...] = ()
     per: str = ""
     left_out: tuple[str, ...] = ()
+    level: float = LEVEL
 
     @property
     def different(self) -> bool:
-        """Whether it stands, at LEVEL over all of them together."""
-        return self.undecided is None and self.p_holm < LEVEL
+        """Whether it stands, at its level over all of them together."""
+        return self.undecided is None and self.p_holm < self.level
 
 
-def interactions(found: StudyResult, result: Mapping[str, Final], baseline: str | None = None) -> list[Interaction]:
+def interactions(
+    found: StudyResult, result: Mapping[str, Final], baseline: str | None = None, level: float = LEVEL
+) -> list[Interaction]:
     """Every encoder with the baseline (default: the first of the study), along an axis of numbers, or every value of an
     axis with the axis' first, all else equal; Holm over all of them together."""
     pairs: list[Interaction] = []
@@ -68,14 +71,7 @@ def interactions(found: StudyResult, result: Mapping[str, Final], baseline: str 
             for other in group:
                 if other != name:
                     pairs += of_pair(found, result, group[name], group[other])
-    usable = [
-        one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
-        for one in pairs
-    ]
-    return [
-        replace(one, p_holm=p, seeds_needed=seeds_for(np.array(one.differences), tests=len(pairs)))
-        for one, p in zip(pairs, holm(usable), strict=True)
-    ]
+    return corrected(pairs, level)
 
 
 def _of_pair(found: StudyResult, result: Mapping[str, Final], first: Family, second: Family) -> list[Interaction]:
@@ -164,5 +160,5 @@ def interaction_in_words(one: Interaction, rate: str) -> str:
         return f"{begin}it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
     return (
         f"{begin}no evidence that the difference changes: it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
-        f"{more_seeds(one.seeds_needed, d)}"
+        f"{more_seeds(one)}"
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, holm, over_seeds, seeds_for
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, corrected, over_seeds
 from asrkit.hearing import epoch_hears
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.study.cells import FAILED, best_model_hears
@@ -119,6 +119,7 @@ class Pace:
     ratio: updates to the goal, second / first: geometric mean over paired seeds with its 95 % interval.
     differences: of every paired seed. undecided: why no verdict is given in spite of p, in words. crossing: which arm
     is ahead by AHEAD and more in every seed, from and to which updates, where it is the one early and the other late.
+    level: what p_holm must be below.
     """
 
     context: str
@@ -132,11 +133,12 @@ class Pace:
     differences: tuple[float, ...] = ()
     undecided: str | None = None
     crossing: tuple[tuple[str, int, int], ...] = ()
+    level: float = LEVEL
 
     @property
     def different(self) -> bool:
-        """Whether it stands, at LEVEL over all pairs together."""
-        return self.undecided is None and self.p_holm < LEVEL
+        """Whether it stands, at its level over all pairs together."""
+        return self.undecided is None and self.p_holm < self.level
 
 
 def average_cer(cell: CellResult, looks: int) -> float | None:
@@ -159,7 +161,7 @@ def counted(cell: CellResult) -> list[tuple[int, float]]:
     return [(step, 1.0 if step < start else min(cer, 1.0)) for step, _, cer in series(cell, "dev", "cer")]
 
 
-def paces(found: StudyResult, baseline: str | None = None) -> list[Pace]:
+def paces(found: StudyResult, baseline: str | None = None, level: float = LEVEL) -> list[Pace]:
     """Every pair of arms within a context, or every arm with the baseline, over paired seeds; Holm over all of them."""
     result = []
     for context, arms in found.contexts().items():
@@ -174,14 +176,7 @@ def paces(found: StudyResult, baseline: str | None = None) -> list[Pace]:
         if baseline is not None:
             pairs = [(baseline, name) for name in names if name != baseline] if baseline in names else []
         result += [_pace(context, a, b, means, members) for a, b in pairs]
-    usable = [
-        one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
-        for one in result
-    ]
-    return [
-        replace(one, p_holm=p, seeds_needed=seeds_for(np.array(one.differences), tests=len(result)))
-        for one, p in zip(result, holm(usable), strict=True)
-    ]
+    return corrected(result, level)
 
 
 def _pace(

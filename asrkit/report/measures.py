@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, Arm, Comparison, compare, holm, over_seeds, seeds_for
+from asrkit.comparison import FEWEST_SEEDS, LEVEL, Arm, Comparison, compare, corrected, over_seeds
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.learning import chance
 from asrkit.study.cells import FAILED, arm_of
@@ -88,7 +88,7 @@ def _final(name: str, members: Sequence[CellResult], split: str, unit: str, like
 
 
 def comparisons(
-    found: StudyResult, result: dict[str, Final], baseline: str | None = None
+    found: StudyResult, result: dict[str, Final], baseline: str | None = None, level: float = LEVEL
 ) -> list[tuple[str, Comparison]]:
     """(context, comparison) for every pair of arms within a context, or of every arm with the baseline; Holm over all.
 
@@ -103,17 +103,8 @@ def comparisons(
         for one in compare(there, baseline):
             reason = chance(one.seeds, cells[one.first], cells[one.second], (one.first, one.second))
             pairs.append((context, replace(one, undecided=reason)))
-    return [(context, one) for (context, _), one in zip(pairs, corrected([one for _, one in pairs]), strict=True)]
-
-
-def corrected(pairs: Sequence[Comparison]) -> list[Comparison]:
-    """The same with Holm's correction over all of them together, and the seeds that this would take; pairs without a
-    verdict are counted too."""
-    usable = [one.seeds.p if one.seeds.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan for one in pairs]
-    return [
-        replace(one, p_holm=p, seeds_needed=seeds_for(np.array(one.differences), tests=len(pairs)))
-        for one, p in zip(pairs, holm(usable), strict=True)
-    ]
+    made = corrected([one for _, one in pairs], level)
+    return [(context, one) for (context, _), one in zip(pairs, made, strict=True)]
 
 
 # --- generalization and cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from asrkit.comparison import FEWEST_SEEDS, LEVEL, Comparison, higher, in_words, more_seeds, span
+from asrkit.comparison import FEWEST_SEEDS, Comparison, higher, in_words, more_seeds, span
 from asrkit.report.axes import Family
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import Pace, model_hears
@@ -33,7 +33,7 @@ def pace_in_words(one: Pace) -> str:
             f"{one.first} and {one.second}: no evidence at this budget that one learns faster: {one.second}'s "
             f"{averaged} {higher(d)} ({span(d, one.p_holm)})"
         )
-        return text + more_seeds(one.seeds_needed, d) + _goal(one) + _crossing(one)
+        return text + more_seeds(one) + _goal(one) + _crossing(one)
     faster, slower = (one.second, one.first) if d.mean < 0 else (one.first, one.second)
     return (
         f"{faster} learns faster than {slower}: its {averaged} {100 * abs(d.mean):.2f} points lower "
@@ -77,9 +77,9 @@ def headlines(
         lines.append(f"mean {rate} on {split}, the lowest first (an order of means is no evidence by itself):")
         lines += orders
     if pairs:
-        lines.append(_stands(f"differ in {rate} on {split}", [_verdict(c, c.seeds.seeds) for _, c in pairs]))
+        lines.append(_stands(f"differ in {rate} on {split}", [one for _, one in pairs]))
     if speeds:
-        lines.append(_stands("differ in how fast they learn", [_verdict(s, s.difference.seeds) for s in speeds]))
+        lines.append(_stands("differ in how fast they learn", speeds))
     lines += rates_in_words(found)
     if before := found.study.get("tested_before") or {}:
         arms = ", ".join(f"{context_name(arm)} ({' and '.join(map(str, rates))})" for arm, rates in before.items())
@@ -139,10 +139,6 @@ def across_in_words(family: Family, one: Comparison, rate: str) -> str:
     return f"{context_name(family.context)}, {family.encoder}: {in_words(one, rate)}"
 
 
-def _verdict(one: Comparison | Pace, seeds: int) -> tuple[bool, int, bool]:
-    return one.different, seeds, one.undecided is None
-
-
 def _progress(found: StudyResult) -> str:
     status = Counter(cell.status for cell in found.cells)
     total = max(int(found.study.get("total_cells", 0)), len(found.cells))
@@ -152,12 +148,13 @@ def _progress(found: StudyResult) -> str:
     return f"{total} cells: {counts or 'none'}"
 
 
-def _stands(what: str, verdicts: Sequence[tuple[bool, int, bool]]) -> str:
-    usable = [different for different, seeds, decided in verdicts if decided and seeds >= FEWEST_SEEDS]
-    deaf = sum(not decided for *_, decided in verdicts)
-    few = len(verdicts) - len(usable) - deaf
-    if few == len(verdicts):
+def _stands(what: str, tests: Sequence[Comparison | Pace]) -> str:
+    usable = [one for one in tests if one.undecided is None and one.difference.seeds >= FEWEST_SEEDS]
+    deaf = sum(one.undecided is not None for one in tests)
+    few = len(tests) - len(usable) - deaf
+    if few == len(tests):
         return f"no pair of arms has {FEWEST_SEEDS} paired seeds yet, so none can be said to {what}"
-    text = f"{sum(usable)} of {len(usable)} pairs of arms {what} (p < {LEVEL} after Holm's correction)"
+    stand = sum(one.different for one in usable)
+    text = f"{stand} of {len(usable)} pairs of arms {what} (p < {tests[0].level:g} after Holm's correction)"
     text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
     return text + (f"; {deaf} more without a verdict, as models do not hear their input" if deaf else "")
