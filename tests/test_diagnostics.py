@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from toy import make_corpus, toy_recipe
 
+from asrkit.bundle import Bundle, load_bundle
 from asrkit.cli import main
 from asrkit.diagnostics import (
     CATALOG,
@@ -509,6 +511,29 @@ def test_the_healthy_arms_raise_no_alarm(tmp_path: Path, corpus: Path, model: st
     assert [one for one in found if one.severity == "error"] == []
     allowed = {"vanishing_gradients", "input_independent_layer"} if (model, encoder) in TRUE_WARNINGS else set()
     assert codes(found) <= allowed
+
+
+def test_without_checkpoints_the_model_folder_is_looked_at(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell of a study that is done has none. Running statistics that do not fit the data are found all the same."""
+    options = (("data.test", "null"), ("training.epochs", 2), ("encoder", "sequence_batch_norm"))
+    folder = train(toy_recipe(tmp_path, corpus, *options), "", tmp_path / "run", say=lambda _: None).folder
+    shutil.rmtree(folder / "checkpoints")
+    assert "train_eval_mismatch" not in codes(diagnose_run(folder).findings)  # too few updates to judge by
+    monkeypatch.setattr("asrkit.diagnostics.run.SETTLED", 1)
+    load = load_bundle
+
+    def unfit(path: Path) -> Bundle:
+        bundle = load(path)
+        for name, buffer in bundle.model.acoustic.named_buffers():
+            if name.endswith("running.mean"):
+                buffer.fill_(9.0)
+        return bundle
+
+    monkeypatch.setattr("asrkit.diagnostics.run.load_bundle", unfit)
+    assert "train_eval_mismatch" in codes(diagnose_run(folder).findings)
+    assert not (folder / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from asrkit.batching import Batch, collate
+from asrkit.bundle import load_bundle
 from asrkit.checkpoints import Checkpoints
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
@@ -82,7 +83,8 @@ def diagnose_run(folder: str | Path) -> Diagnosis:
         loss = FaultyLoss(recipe, prepared.model.features.size)
         floor = _floor(prepared, loss) if floor is None else floor
         statistics = bool(getattr(prepared.model.acoustic.encoder, "batch_statistics", False))
-        found += judge_epochs(epochs, floor, statistics, heard) + _examine(prepared, loss, path)
+        updates = int(epochs[-1]["step"]) if epochs else 0
+        found += judge_epochs(epochs, floor, statistics, heard) + _examine(prepared, loss, path, updates)
     return Diagnosis(path, gather(found), _figures(epochs, floor), without_data)
 
 
@@ -99,26 +101,31 @@ def _floor(prepared: Prepared, loss: FaultyLoss) -> float | None:
     return None if floor is None else floor.loss
 
 
-def _examine(prepared: Prepared, loss: FaultyLoss, path: Path) -> list[Finding]:
-    """The untrained model, which its seed gives again, then the newest weights, on the same real batch."""
+def _examine(prepared: Prepared, loss: FaultyLoss, path: Path, updates: int) -> list[Finding]:
+    """The untrained model, which its seed gives again, then the newest weights, on the same real batch.
+
+    Where no checkpoint is left (a cell of a study that is done), those of the model folder, which are the best ones.
+    """
     acoustic, batch = prepared.model.acoustic, some_batch(prepared.splits["train"], CLIPS)
     objective, acoustic.objective = acoustic.objective, None  # layers that no output comes from are no finding
     found = _check_shares(prepared, loss)
     found += check_loss(loss, max(prepared.tokenizer.size, 3))
-    arguments = (acoustic, batch.features, batch.lengths, batch.targets, batch.target_lengths)
+    arguments = (batch.features, batch.lengths, batch.targets, batch.target_lengths)
     with torch.no_grad():
         outputs, lengths = acoustic.eval()(batch.features, batch.lengths)
     given = loss.lengths(lengths, outputs.shape[1])
     labels = (batch.targets, batch.target_lengths)
     losses = loss(outputs, lengths, *labels, batch.ids) if loss.zero_infinity else None
     found += check_ctc_batch(outputs, given, *labels, input_lengths=batch.lengths, losses=losses)
-    found += check_model(*arguments)
+    found += check_model(acoustic, *arguments)
     newest = Checkpoints(path / "checkpoints").latest() if (path / "checkpoints").is_dir() else None
     if newest is not None and newest.step >= SETTLED:
         acoustic.objective = objective  # the checkpoint has it
         acoustic.load_state_dict(newest.model())
         acoustic.objective = None
-        found += check_model(*arguments, trained=True)
+        found += check_model(acoustic, *arguments, trained=True)
+    elif newest is None and updates >= SETTLED and (path / "model" / "config.json").is_file():
+        found += check_model(load_bundle(path / "model").model.acoustic, *arguments, trained=True)
     return found
 
 
