@@ -113,6 +113,7 @@ class TestPlan:
             (("name: toy_study", "nam: toy_study"), "unknown_key"),
             (("lr: ", "axes: {depth: {1: {}}}\nlr: "), "key"),
             (("lr: ", "axes: {a: {x: {training.clip: 1}}, b: {y: {training: {clip: 2}}}}\nlr: "), "axes_overlap"),
+            (("lr: ", "axes: {a: {x: {training.epochs: 3}, y: {training.epochs: 4}}}\nlr: "), "axes_overlap"),
             (("lr: ", "axes: {a: {x: {encoder: none}}}\nlr: "), "reserved"),
             (("lr: ", "axes: {a: {}}\nlr: "), "value"),
         ],

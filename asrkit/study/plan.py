@@ -209,7 +209,7 @@ def _check(definition: dict[str, Any]) -> None:
 
 
 def _check_options(definition: dict[str, Any]) -> None:
-    """Refuse settings that the study makes itself, and two axes that set one thing."""
+    """Refuse settings that the study makes itself, those that no cell would have, and two axes that set one thing."""
     axes = definition.get("axes") or {}
     places = {"overrides": set(definition.get("overrides") or {})}
     for axis, values in axes.items():
@@ -218,6 +218,13 @@ def _check_options(definition: dict[str, Any]) -> None:
         for key in keys & set(RESERVED):
             raise RecipeError(
                 f"{place} sets {key}, which the study sets itself", fix=f"use `{RESERVED[key]}:`", reason="reserved"
+            )
+    for axis, values in axes.items():
+        for key in places["overrides"].intersection(*(options or {} for options in values.values())):
+            raise RecipeError(
+                f"overrides sets {key}, and no cell would have it: every value of axes.{axis} sets it too",
+                fix=f"leave it out, or take other values into axes.{axis}",
+                reason="axes_overlap",
             )
     names = [place for place in places if place != "overrides"]
     for i, one in enumerate(names):
