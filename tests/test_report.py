@@ -196,6 +196,7 @@ def test_words_and_dev_and_what_was_not_scored(three: Path, capsys: pytest.Captu
         ([4e-3, 2e-3, 1e-3], [2e-3, 4e-3],
          r"1 of 2 arms is the highest one tried, 0.004; .*--lr='\[1.0e-03, 2.0e-03, 4.0e-03, 8.0e-03\]'.*: m1, b$"),
         ([1e-3, 2e-3], [1e-3, 1e-3], r"2 of 2 arms is the lowest one tried.*\[5.0e-04, 1.0e-03.*: m1, a; m1, b$"),
+        ([2.5e-4, 1.25e-3], [2.5e-4, 1e-3], r"1 of 2 arms is the lowest one.*\[0.000125, 2.5e-04, 0.00125\]"),
     ],
 )  # fmt: skip
 def test_learning_rates_at_the_end_of_their_grid(grid: list[float], chosen: list[float | None], said: str) -> None:
@@ -222,6 +223,10 @@ def test_with_a_baseline_fewer_pairs_are_corrected_for(three: Path, capsys: pyte
 def test_no_study_and_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as error:
         write_report(tmp_path)
+    assert error.value.reason == "no_study"
+    (tmp_path / "report.html").touch()
+    with pytest.raises(StorageError) as error:
+        write_report(tmp_path / "report.html")
     assert error.value.reason == "no_study"
     (tmp_path / "study.json").write_text('{"format": 1, "name": "e", "cells": [], "arms": []}')
     assert write_report(tmp_path)["headlines"] == ["0 cells: none"]

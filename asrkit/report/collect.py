@@ -81,7 +81,7 @@ def collect(folder: str | Path) -> StudyResult:
     path = folder / "study.json"
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         fix = "give the folder that `asrkit study` has written (studies/NAME)"
         raise StorageError(f"{folder} holds no study.json", fix=fix, reason="no_study") from None
     except OSError as error:

@@ -105,13 +105,19 @@ def rates_in_words(found: StudyResult) -> list[str]:
     for name, lr, beyond in (("lowest", min, 0.5), ("highest", max, 2.0)) if len(grid) > 1 else ():
         last = lr(grid)
         at = [context_name(arm["arm"]) for arm in arms if arm["lr"] == last]
-        wider = ", ".join(f"{rate:.1e}" for rate in sorted({*grid, last * beyond}))
+        wider = ", ".join(map(_exactly, sorted({*grid, last * beyond})))
         if at:
             lines.append(
                 f"the best learning rate of {len(at)} of {len(arms)} arms is the {name} one tried, {last:g}; a better "
                 f"one may lie beyond (--lr='[{wider}]'): {'; '.join(at)}"
             )
     return lines
+
+
+def _exactly(rate: float) -> str:
+    """As YAML reads it back (a mantissa with a point): another number would be another cell."""
+    short = f"{rate:.1e}"
+    return short if float(short) == rate else repr(rate)
 
 
 def _order(found: StudyResult, result: dict[str, Final], context: str) -> str:
