@@ -20,6 +20,8 @@ from asrkit.errors import DataError
 FEWEST_SEEDS = 3  # below, a variance over seeds is no evidence
 ALPHA = 0.05  # of a whole report on equal systems: how often it may call any two of them different
 LEVEL = ALPHA / 2  # two questions are asked of arms, which is better and which is faster; of axes two more
+ROUNDING = 1e-12  # of rates: below, differences are the same in all seeds
+NO_SPREAD = "no verdict: the difference is the same, to the last error, in every seed, so its spread is not known"
 CELLS = 1 << 20  # of the bootstrap at a time: seeds x speakers x replications
 
 
@@ -94,7 +96,11 @@ def paired(first: Arm, second: Arm) -> tuple[np.ndarray, np.ndarray]:
 
 
 def over_seeds(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Difference:
-    """Student's paired t test (Student 1908) of rates (K,) and (K,); NaN where there are fewer than two seeds."""
+    """Student's paired t test (Student 1908) of rates (K,) and (K,); NaN where there are fewer than two seeds.
+
+    p is NaN as well where all seeds have the same difference, and it is not 0: errors are counts, and three small ones
+    are easily alike, which is no proof.
+    """
     from scipy import special  # its statistics take a second to import, and each call a tenth of a millisecond
 
     differences = np.asarray(second, float) - np.asarray(first, float)
@@ -103,8 +109,8 @@ def over_seeds(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Di
         mean = float(differences.mean()) if count else math.nan
         return Difference(mean, math.nan, math.nan, math.nan, count)
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(count)
-    if error == 0:
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, count)
+    if error < ROUNDING:
+        return Difference(mean, mean, mean, 1.0 if abs(mean) < ROUNDING else math.nan, count)
     reach = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
     return Difference(mean, mean - reach, mean + reach, float(2 * special.stdtr(count - 1, -abs(mean) / error)), count)
 
@@ -188,7 +194,8 @@ One = TypeVar("One", bound=Judged)
 def corrected(tests: Sequence[One], level: float = LEVEL) -> list[One]:
     """The same with Holm's correction over all of them together, and the seeds that each would take at this level.
 
-    Those without a verdict, undecided or of fewer than FEWEST_SEEDS seeds, are counted too.
+    Those without a verdict, undecided or of fewer than FEWEST_SEEDS seeds, are counted too; one without a spread over
+    seeds is undecided.
     """
     usable = [
         one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
@@ -197,7 +204,9 @@ def corrected(tests: Sequence[One], level: float = LEVEL) -> list[One]:
     made = []
     for one, p in zip(tests, holm(usable), strict=True):
         needed = seeds_for(np.array(one.differences), alpha=level, tests=len(tests))
-        made.append(replace(one, p_holm=p, seeds_needed=needed, level=level))  # type: ignore[type-var]
+        still = one.difference.seeds >= FEWEST_SEEDS and math.isnan(one.difference.p)
+        why = one.undecided or (NO_SPREAD if still else None)
+        made.append(replace(one, p_holm=p, seeds_needed=needed, level=level, undecided=why))  # type: ignore[type-var]
     return made
 
 
@@ -216,8 +225,8 @@ def seeds_for(
     mean, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
     if mean == 0:
         return None
-    if spread == 0:
-        return max(2, len(differences))
+    if spread < ROUNDING:
+        return None
 
     def enough(count: int) -> bool:
         edge = special.stdtrit(count - 1, 1 - alpha / tests / 2)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_study import ENCODERS, change, make_study
+from report_study import ENCODERS, change, epochs, make_study, write_epochs
 
 from asrkit.cli import main
+from asrkit.comparison import NO_SPREAD
 from asrkit.errors import DataError, StorageError
 from asrkit.report import measures
 from asrkit.report.collect import StudyResult, collect
@@ -154,9 +155,10 @@ def test_equal_arms_are_not_called_different(tmp_path: Path) -> None:
 
 def test_a_clear_difference_is_said_and_holm_counts_all_contexts(tmp_path: Path) -> None:
     worse = [[13, 14, 8, 27], [12, 15, 8, 26], [14, 14, 7, 28]]
-    better = [[3, 4, 1, 7], [2, 5, 1, 6], [4, 4, 0, 8]]
+    better = [[3, 4, 1, 7], [2, 5, 1, 6], [4, 4, 0, 9]]
     curves = {"none": [0.9, 0.9, 0.45], "layer_norm": [0.45, 0.3, 0.25]}
     folder = make_study(tmp_path / "s", {"none": worse, "layer_norm": better}, curves)
+    write_epochs(folder / "cells/m--none--seed-3", epochs([0.9, 0.91, 0.45]))
     data = write_report(folder)
     assert data["verdicts"][0].startswith("layer_norm is better than none by ")
     assert data["pace"][0].startswith("layer_norm learns faster than none: ")
@@ -169,6 +171,22 @@ def test_a_clear_difference_is_said_and_holm_counts_all_contexts(tmp_path: Path)
     again = write_report(folder)["comparisons"]
     assert [one["context"] for one in again] == ["m", "w"]
     assert again[0]["p_holm"] == pytest.approx(2 * data["comparisons"][0]["p_holm"])
+
+
+def test_the_same_difference_in_every_seed_is_no_proof(tmp_path: Path) -> None:
+    """Three counts are easily alike where errors are few: a spread of 0 would be the surest of all verdicts."""
+    none = [[1, 0, 0, 2], [2, 0, 0, 1], [0, 0, 1, 4]]
+    data = write_report(
+        make_study(tmp_path / "s", {"none": none, "layer_norm": [[a, 1, *rest] for a, _, *rest in none]})
+    )
+    one = data["comparisons"][0]
+    assert (one["different"], one["p_holm"], one["seeds_needed"]) == (False, None, None)
+    assert data["verdicts"][0] == f"none and layer_norm: {NO_SPREAD}"
+    assert data["pace"][0].startswith("none and layer_norm: no evidence")  # there is no difference at all
+    assert (
+        "0 of 0 pairs of arms differ in CER on test (p < 0.025 after Holm's correction); 1 more without a verdict, as "
+        "the difference is the same in every seed"
+    ) in data["headlines"]
 
 
 def test_words_and_dev_and_what_was_not_scored(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,8 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     chance, heard = [[12] * 4, [12, 12, 12, 13], [12, 12, 12, 11]], [[18] * 4, [18, 18, 18, 19], [18] * 4]
     folder = make_study(tmp_path / "s", {"none": chance, "layer_norm": heard})
     deafen(folder, "none", [1, 2, 3], [0.6, 1.0, 0.97], ["above_floor", "on_floor", "below_floor"])
-    deafen(folder, "layer_norm", [1, 2, 3], [0.95, 0.9, 0.88], ["on_floor", "below_floor", "below_floor"])
+    for seed, end in ((1, 0.88), (2, 0.88), (3, 0.885)):
+        deafen(folder, "layer_norm", [seed], [0.95, 0.9, end], ["on_floor", "below_floor", "below_floor"])
     data = measured(folder)
     assert data["verdicts"][0] == (
         "none and layer_norm: no verdict: none makes fewer errors, and none of its models hears its input"
@@ -224,7 +225,8 @@ def test_curves_that_cross_are_said_to(tmp_path: Path) -> None:
     def told(first: list[float], second: list[float], seeds: tuple[int, ...] = (1, 2, 3)) -> str:
         for seed in (1, 2, 3):
             for name, cers in (("none", first if seed in seeds else second), ("layer_norm", second)):
-                write_epochs(folder / f"cells/m--{name}--seed-{seed}", epochs(cers))
+                moved = [cer + 1e-3 * (seed == 3 and name == "none") for cer in cers]  # or there is no spread
+                write_epochs(folder / f"cells/m--{name}--seed-{seed}", epochs(moved))
         return str(measured(folder)["pace"][0])
 
     words = "the curves cross: none is ahead in every seed from 10 to 20 updates, layer_norm from 40 to 50"

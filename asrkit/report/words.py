@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from asrkit.comparison import FEWEST_SEEDS, Comparison, higher, in_words, more_seeds, span
+from asrkit.comparison import FEWEST_SEEDS, NO_SPREAD, Comparison, higher, in_words, more_seeds, span
 from asrkit.report.axes import Family
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import Pace, model_hears
@@ -156,11 +156,13 @@ def _progress(found: StudyResult) -> str:
 
 def _stands(what: str, tests: Sequence[Comparison | Pace]) -> str:
     usable = [one for one in tests if one.undecided is None and one.difference.seeds >= FEWEST_SEEDS]
-    deaf = sum(one.undecided is not None for one in tests)
-    few = len(tests) - len(usable) - deaf
+    still = sum(one.undecided == NO_SPREAD for one in tests)
+    deaf = sum(one.undecided is not None for one in tests) - still
+    few = len(tests) - len(usable) - deaf - still
     if few == len(tests):
         return f"no pair of arms has {FEWEST_SEEDS} paired seeds yet, so none can be said to {what}"
     stand = sum(one.different for one in usable)
     text = f"{stand} of {len(usable)} pairs of arms {what} (p < {tests[0].level:g} after Holm's correction)"
     text += f"; {few} more have fewer than {FEWEST_SEEDS} paired seeds" if few else ""
+    text += f"; {still} more without a verdict, as the difference is the same in every seed" if still else ""
     return text + (f"; {deaf} more without a verdict, as models do not hear their input" if deaf else "")
