@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from asrkit.errors import DataError
+from asrkit.scoring import clusters_of
 
 FEWEST_SEEDS = 3  # below, a variance over seeds is no evidence
 ALPHA = 0.05  # of a whole report on equal systems: how often it may call any two of them different
@@ -129,10 +130,11 @@ def crossed_bootstrap(
     errors (K, U) of both arms, lengths (U,) and speakers (U,) of the references. All seeds are tested on the same
     speakers, so these are crossed with the seeds, and one draw of them serves all seeds of a replication (Owen 2007,
     doi 10.1214/07-AOAS122: the pigeonhole bootstrap). Speakers drawn for each seed by itself would average out over
-    seeds what an arm does to a speaker in every seed.
+    seeds what an arm does to a speaker in every seed. With fewer than two known speakers utterances are drawn.
     """
-    names = {name: i for i, name in enumerate(dict.fromkeys(speakers))}
-    member = np.array([names[name] for name in speakers])
+    clusters = clusters_of(speakers)
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    member = np.array([names[name] for name in clusters])
     difference = np.zeros((len(first), len(names)))
     for k, row in enumerate(np.asarray(second, float) - np.asarray(first, float)):
         difference[k] = np.bincount(member, row, len(names))

@@ -125,6 +125,13 @@ class Interval:
         return f"[{self.low:.2%}, {self.high:.2%}] ({what})" if self.clusters > 1 else "no interval: one utterance"
 
 
+def clusters_of(speakers: Sequence[str]) -> list[str | int]:
+    """What a bootstrap draws, utterance by utterance: its speaker, or the utterance itself (its place) where that is
+    unknown (""), or where there are fewer than two known speakers."""
+    several = len(set(speakers) - {""}) > 1
+    return [name if several and name else place for place, name in enumerate(speakers)]
+
+
 def bootstrap_interval(
     scores: Sequence[Score],
     unit: Unit = "words",
@@ -151,9 +158,8 @@ def bootstrap_interval(
     if len({s.speaker for s in scores} - {""}) < 2:
         by = "utterance"
     clusters: dict[object, list[int]] = {}
-    for position, one in enumerate(scores):
+    for one, key in zip(scores, clusters_of([s.speaker if by == "speaker" else "" for s in scores]), strict=True):
         errors = _errors(one, unit)
-        key = one.speaker if by == "speaker" and one.speaker else position
         sums = clusters.setdefault(key, [0, 0])
         sums[0] += errors.total
         sums[1] += errors.reference

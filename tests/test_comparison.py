@@ -93,6 +93,18 @@ def test_the_bootstrap_covers_what_other_speakers_would_give() -> None:
     assert covered / 200 > 0.84
 
 
+def test_without_speakers_the_bootstrap_draws_utterances() -> None:
+    """One speaker, or none known, is no reason to take the test set for all that could be said."""
+    rng = np.random.default_rng(8)
+    first, second = rng.poisson(3, (3, 200)), rng.poisson(3, (3, 200))
+    lengths = np.full(200, 20)
+    ways = {"one": ["a"] * 200, "unknown": [""] * 200, "each": [f"s{i}" for i in range(200)]}
+    found = {way: crossed_bootstrap(first, second, lengths, speakers) for way, speakers in ways.items()}
+    assert found["one"] == found["unknown"] == found["each"]
+    some = crossed_bootstrap(first, second, lengths, ["a"] * 100 + [""] * 100)  # one known speaker
+    assert some == found["each"]
+
+
 def test_equal_systems_are_called_different_in_at_most_8_percent_of_400_trials() -> None:
     """While a test over the utterances of single runs does so far more often."""
     rng = np.random.default_rng(3)

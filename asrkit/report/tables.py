@@ -151,8 +151,9 @@ def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: 
     note = (
         f"{rate} on {split}, second less first, in points. The verdict is Student's t over paired seeds, corrected for "
         "all pairs of this table (Holm); the intervals are 95 % of each pair alone, without a correction. Beside it: "
-        "bootstrap over seeds and speakers (drawn once for all seeds), and the matched-pairs test of each seed's two "
-        "runs, which alone would call equal systems different too often. "
+        "bootstrap over seeds and speakers (drawn once for all seeds; utterances where fewer than two speakers are "
+        "known), and the matched-pairs test of each seed's two runs, which alone would call equal systems different "
+        "too often. "
         "Seeds needed: how many would show this difference (power 80 %) after "
         "the correction, as far as the spread seen so far can tell."
     )
