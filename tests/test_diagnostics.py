@@ -32,6 +32,7 @@ from asrkit.diagnostics import (
 from asrkit.diagnostics.findings import finding, gather, sort
 from asrkit.diagnostics.progress import judge_epochs
 from asrkit.diagnostics.run import diagnose_run
+from asrkit.errors import DataError
 from asrkit.experiment import train
 from asrkit.recipe import load_recipe
 from asrkit.runs import MetricsLog
@@ -146,6 +147,27 @@ def test_the_loss_is_asked() -> None:
 
     assert codes(check_loss(loss)) == {"zero_infinity"}
     assert check_loss(honest) == []
+    for blank in (0, 1, 3):  # torch's module wants targets before lengths
+        assert codes(check_loss(nn.CTCLoss(blank=blank, zero_infinity=True))) == {"zero_infinity"}
+        assert check_loss(nn.CTCLoss(blank=blank)) == []
+    with pytest.raises((TypeError, RuntimeError, ValueError)):  # a call that can give no loss at all is no answer
+        check_loss(F.ctc_loss)
+
+
+def test_lengths_as_torch_takes_them_and_arguments_that_are_no_batch() -> None:
+    batch = healthy_batch()
+    lists = {key: value.tolist() for key, value in batch.items() if "lengths" in key}
+    assert check_ctc_batch(**{**batch, **lists}) == []
+    relative = batch["lengths"] / 30
+    found = check_ctc_batch(**{**batch, "lengths": relative, "input_lengths": None})
+    assert "as relative lengths have it" in next(one for one in found if one.code == "lengths_off_by_factor").measured
+    for key, value in (
+        ("log_probs", batch["log_probs"][0]), ("lengths", batch["lengths"][:3]), ("targets", batch["targets"][:3]),
+        ("target_lengths", [3, 2, 1]), ("input_lengths", [60]),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="not one batch: log_probs") as error:
+            check_ctc_batch(**{**batch, key: value})
+        assert error.value.reason == "shapes"
     batch = healthy_batch() | FAULTS["too short"][0]
     hidden = check_ctc_batch(**batch, losses=torch.tensor([9.0, 8.0, 7.0, 0.0]))
     assert codes(hidden) == {"impossible_targets", "zero_infinity"}

@@ -6,12 +6,13 @@ for finding in check_ctc_batch(log_probs, lengths, targets, target_lengths):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asrkit.diagnostics.findings import Finding, finding, sort
+from asrkit.errors import DataError
 
 # Probabilities add up to 1 within float32's and bfloat16's rounding over some thousand labels (reliability C06: 1e-3
 # in float32); raw logits miss by whole nats.
@@ -24,14 +25,18 @@ FACTOR, EDGE_FRAMES = 1.25, 4
 FLAT = 0.05
 
 
+Lengths = Tensor | Sequence[int]
+"""(B,): torch's CTC loss takes both."""
+
+
 def check_ctc_batch(
     log_probs: Tensor,
-    lengths: Tensor,
+    lengths: Lengths,
     targets: Tensor,
-    target_lengths: Tensor,
+    target_lengths: Lengths,
     *,
     blank: int = 0,
-    input_lengths: Tensor | None = None,
+    input_lengths: Lengths | None = None,
     losses: Tensor | None = None,
     batch_first: bool = True,
 ) -> list[Finding]:
@@ -40,20 +45,41 @@ def check_ctc_batch(
     log_probs: (B, T', V), or (T', B, V) with `batch_first=False`, as torch's loss wants them. lengths (B,): output
     frames. targets: (B, L) padded with anything, or all labels one after the other (sum of target_lengths,).
     input_lengths (B,): frames or samples that went into the model, from which it is seen whether `lengths` follow them.
-    losses (B,): what the loss gave, before any mean. Codes: asrkit.diagnostics.CATALOG. Nothing is changed or raised.
+    losses (B,): what the loss gave, before any mean. Codes: asrkit.diagnostics.CATALOG. Nothing is changed.
+
+    Raises DataError (`shapes`) where these are not one batch: what it says would then be of something else.
     """
+    _check_shapes(log_probs, lengths, targets, target_lengths, input_lengths, batch_first)
     log_probs = log_probs.detach() if batch_first else log_probs.detach().transpose(0, 1)
-    lengths, target_lengths = (_whole(t) for t in (lengths, target_lengths))
-    rows = rows_of(targets.detach().cpu(), target_lengths)
+    frames, sizes = _whole(lengths), _whole(target_lengths)
+    rows = rows_of(targets.detach().cpu(), sizes)
     found = _check_numbers(log_probs) or _check_normalized(log_probs)
-    found += check_lengths(lengths, log_probs.shape[1], None if input_lengths is None else _whole(input_lengths))
-    found += _check_targets(rows, target_lengths, log_probs.shape[2], blank)
-    found += _check_possible(rows, lengths, None if losses is None else losses.detach().cpu())
+    found += check_lengths(frames, log_probs.shape[1], None if input_lengths is None else _whole(input_lengths))
+    found += _check_targets(rows, sizes, log_probs.shape[2], blank)
+    found += _check_possible(rows, frames, None if losses is None else losses.detach().cpu())
     return sort(found)
 
 
-def _whole(lengths: Tensor) -> Tensor:
-    return lengths.detach().cpu().reshape(-1).to(torch.float64)
+def _check_shapes(
+    log_probs: Tensor, lengths: Lengths, targets: Tensor, target_lengths: Lengths, inputs: Lengths | None,
+    batch_first: bool,
+) -> None:  # fmt: skip
+    """The axes of log_probs may be exchanged, which is a finding; B is taken from the lengths."""
+    layout = "(B, T', V)" if batch_first else "(T', B, V)"
+    shape, batch = tuple(log_probs.shape), len(lengths)
+    counts = [len(target_lengths)] + ([] if inputs is None else [len(inputs)])
+    rows = targets.shape[0] if targets.dim() == 2 else batch
+    if len(shape) != 3 or targets.dim() not in (1, 2) or any(count != batch for count in [*counts, rows]):
+        given = f"log_probs {shape}, {batch} lengths, targets {tuple(targets.shape)}, {counts[0]} target lengths"
+        given += "" if inputs is None else f", {counts[1]} input lengths"
+        raise DataError(
+            f"not one batch: {given}", reason="shapes",
+            possible=f"log_probs {layout}, targets (B, L) or (sum of target lengths,), all lengths (B,)",
+        )  # fmt: skip
+
+
+def _whole(lengths: Lengths) -> Tensor:
+    return torch.as_tensor(lengths).detach().cpu().reshape(-1).to(torch.float64)
 
 
 def rows_of(targets: Tensor, target_lengths: Tensor) -> list[Tensor]:
@@ -122,6 +148,7 @@ def check_lengths(lengths: Tensor, frames: int, input_lengths: Tensor | None = N
         return [finding("lengths_off_by_factor", "error", words)]
     if longest * FACTOR + EDGE_FRAMES < frames:
         words = f"the largest length is {longest:g} of {frames} output frames ({frames / max(longest, 1e-9):.2f} times)"
+        words += ", as relative lengths have it" if 0 < longest <= 1 else ""
         if equal and (differ or len(lengths) > 1):
             return [finding("lengths_wrong_axis", "error", f"all {len(lengths)} lengths are {longest:g}; {words}")]
         return [finding("lengths_off_by_factor", "error", words)]
@@ -184,12 +211,18 @@ def _check_possible(rows: list[Tensor], lengths: Tensor, losses: Tensor | None) 
 def check_loss(loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], num_labels: int = 4) -> list[Finding]:
     """Ask a CTC loss for two labels in one frame, which is impossible: does it say so, or answer 0?
 
-    `loss(log_probs (1, 1, V), lengths (1,), targets (1, 2), target_lengths (1,))` -> a number or (1,); an exception
-    is an answer too.
+    `loss(log_probs (1, T', V), lengths (1,), targets (1, 2), target_lengths (1,))` -> a number or (1,), or torch's
+    nn.CTCLoss, which wants its arguments in another order. To the impossible question an exception is an answer too;
+    before, the same labels are asked for in four frames, and what is raised there is a mistake in the call.
     """
-    log_probs = torch.full((1, 1, num_labels), 1.0 / num_labels).log()
+    blank, call = 0, loss
+    if isinstance(loss, nn.CTCLoss):
+        blank, call = loss.blank, lambda x, n, y, sizes: loss(x.transpose(0, 1), y, n, sizes)
+    labels = torch.tensor([[label for label in range(num_labels) if label != blank][:2]])
+    log_probs = torch.full((1, 4, num_labels), 1.0 / num_labels).log()
+    call(log_probs, torch.tensor([4]), labels, torch.tensor([2]))
     try:
-        answer = loss(log_probs, torch.tensor([1]), torch.tensor([[1, 2]]), torch.tensor([2]))
+        answer = call(log_probs[:, :1], torch.tensor([1]), labels, torch.tensor([2]))
     except Exception:  # whatever it raises: the impossible target did not pass
         return []
     if bool((torch.as_tensor(answer) == 0).all()):

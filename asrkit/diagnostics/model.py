@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asrkit.diagnostics.batch import check_ctc_batch, rows_of
+from asrkit.diagnostics.batch import Lengths, check_ctc_batch, rows_of
 from asrkit.diagnostics.findings import Finding, finding, sort
 from asrkit.diagnostics.norms import check_norms
 from asrkit.diagnostics.probes import (
@@ -61,9 +61,9 @@ class _Case:
 def check_model(
     forward: Forward,
     features: Tensor,
-    lengths: Tensor,
+    lengths: Lengths,
     targets: Tensor,
-    target_lengths: Tensor,
+    target_lengths: Lengths,
     *,
     blank: int = 0,
     model: nn.Module | None = None,
@@ -78,6 +78,7 @@ def check_model(
     judged, and running statistics are. Without gradients it is called about ten times. Parameters, gradients, buffers,
     modes and random numbers are afterwards what they were; a state that the model hides in itself is not.
     """
+    lengths, target_lengths = torch.as_tensor(lengths), torch.as_tensor(target_lengths)
     module = model if model is not None else forward if isinstance(forward, nn.Module) else None
     probe = Probe(forward, module, features, lengths, batch_first)
     found = check_features(features, lengths)
