@@ -32,7 +32,7 @@ from asrkit.meters import Meter
 from asrkit.model import CTCModel
 from asrkit.objective import listening
 from asrkit.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
-from asrkit.position import Position, StopSignal, peak_memory, step_seed
+from asrkit.position import Position, StopSignal, peak_memory, selection, step_seed
 from asrkit.preparation import Split
 from asrkit.runs import MetricsLog
 from asrkit.schedules import clip_gradients, learning_rate, make_optimizer
@@ -447,7 +447,7 @@ class CTCBrain(sb.Brain):
             return figures["train"]["loss"]
         if "dev" not in figures:
             return None
-        return figures["dev"]["cer"] + 1e-3 * min(figures["dev"]["loss"], 100.0)
+        return selection(figures["dev"])
 
     def _save(self) -> None:
         position = self.position

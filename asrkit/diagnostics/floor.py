@@ -40,14 +40,14 @@ def input_blind_floor(
     """
     rows = [i for i in range(len(labels)) if len(labels[i])]
     rows.sort(key=lambda i: frames[i] / len(labels[i]))
-    chosen = _evenly(rows, MEASURED)
+    chosen = evenly(rows, MEASURED)
     total = sum(len(labels[i]) for i in chosen)
     possible = [i for i in chosen if _needed(labels[i]) <= frames[i]]
     if not possible:
         return None
-    known = [i for i in _evenly(rows, COUNTED) if _needed(labels[i]) <= frames[i]] or possible
+    known = [i for i in evenly(rows, COUNTED) if _needed(labels[i]) <= frames[i]] or possible
     p = _start([labels[i] for i in known], [frames[i] for i in known], num_labels, blank)
-    fitted = _evenly(possible, FITTED)
+    fitted = evenly(possible, FITTED)
     for _ in range(STEPS):
         p = _step(p, [labels[i] for i in fitted], [frames[i] for i in fitted], blank)
     nll = sum(
@@ -57,7 +57,8 @@ def input_blind_floor(
     return Floor(nll / total, p)
 
 
-def _evenly(rows: list[int], count: int) -> list[int]:
+def evenly(rows: list[int], count: int) -> list[int]:
+    """So many of the rows (at least 2), at equal distances from the first to the last; all where there are fewer."""
     if len(rows) <= count:
         return rows
     return [rows[i * (len(rows) - 1) // (count - 1)] for i in range(count)]

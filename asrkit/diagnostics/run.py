@@ -14,7 +14,7 @@ from asrkit.checkpoints import Checkpoints
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, finding, gather
-from asrkit.diagnostics.floor import input_blind_floor
+from asrkit.diagnostics.floor import evenly, input_blind_floor
 from asrkit.diagnostics.model import check_model
 from asrkit.diagnostics.progress import judge_epochs
 from asrkit.errors import DataError, StorageError
@@ -132,9 +132,7 @@ def _examine(prepared: Prepared, loss: FaultyLoss, path: Path, updates: int) -> 
 def some_batch(split: Split, clips: int) -> Batch:
     """So many clips, evenly from the shortest to the longest."""
     frames = split.frames
-    rows = sorted(range(len(split)), key=frames.__getitem__)
-    count = min(clips, len(rows))
-    return collate([split[rows[i * (len(rows) - 1) // max(count - 1, 1)]] for i in range(count)])
+    return collate([split[row] for row in evenly(sorted(range(len(split)), key=frames.__getitem__), clips)])
 
 
 def _check_shares(prepared: Prepared, loss: FaultyLoss) -> list[Finding]:

@@ -36,7 +36,6 @@ class Gallery:
     title: str
     panels: Sequence[str]
     legend: Sequence[str] = ()
-    wide: bool = False
 
 
 def _turned(place: int) -> int:

@@ -214,8 +214,9 @@ def _device(settings: dict[str, Any]) -> str:
 def _cost(epochs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the run has taken: its epochs and updates, and, as measured in the last process that worked on it, time and
     memory."""
-    best = min((e for e in epochs if "dev" in e), key=lambda e: e["dev"]["cer"] + 1e-3 * min(e["dev"]["loss"], 100.0),
-               default=None)  # fmt: skip
+    from asrkit.position import selection
+
+    best = min((e for e in epochs if "dev" in e), key=lambda e: selection(e["dev"]), default=None)
     cpu = [e.get("cpu_seconds") for e in epochs]
     return {
         "epochs": epochs[-1]["epoch"] if epochs else 0,
