@@ -124,6 +124,15 @@ class TestPlan:
             load_study(write_study(tmp_path, STUDY.replace(*change)))
         assert error.value.reason == reason, str(error.value)
 
+    def test_what_is_no_study_is_told_apart(self, tmp_path: Path) -> None:
+        study = write_study(tmp_path, STUDY)
+        with pytest.raises(
+            RecipeError, match=r"toy.yaml is no whole study: recipes, encoders, lr have no value.*train"
+        ):
+            load_study(tmp_path / "toy.yaml")
+        with pytest.raises(RecipeError, match=r"is a folder; fix: give the study's file"):
+            load_study(study.parent)
+
     def test_a_study_runs_no_code(self, tmp_path: Path) -> None:
         with pytest.raises(TrustError):
             load_study(write_study(tmp_path, STUDY + "axes: !apply:os.getcwd []\n"))

@@ -161,7 +161,7 @@ def load_study(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> S
     """
     path = Path(path)
     own = [(key, text) for key, text in overrides if key.split(".")[0] in STUDY_SCHEMA]
-    definition = load_recipe(path, own, known=STUDY_SCHEMA)
+    definition = _definition(path, own)
     definition["name"] = str(definition["name"] or path.stem)
     for key, text in overrides:
         if key.split(".")[0] not in STUDY_SCHEMA:
@@ -181,6 +181,24 @@ def load_study(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> S
         sources[file.stem] = file.read_text(encoding="utf-8")
         cells += found
     return Study(definition["name"], path, definition, sources, cells)
+
+
+def _definition(path: Path, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    if path.is_dir():
+        raise RecipeError(
+            f"{path} is a folder", fix="give the study's file; --output says where it is done", reason="missing_recipe"
+        )
+    try:
+        return load_recipe(path, overrides, known=STUDY_SCHEMA)
+    except RecipeError as error:
+        if error.reason != "missing_value":
+            raise
+        raise RecipeError(
+            f"{path.name} is no whole study: {error.what}",
+            fix="a study has recipes:, encoders: and lr:, such as recipes/demo_study.yaml; one recipe is for `asrkit "
+            "train`",
+            reason="missing_value",
+        ) from error
 
 
 def _data(node: Node) -> Any:
