@@ -403,6 +403,9 @@ def test_phases() -> None:
     ]  # fmt: skip
 
 
+FADING = {"0.0": 3e-6, "0.2": 2e-5, "1.2": 1e-3, "2": 0.5, "ctc": 1.0}
+
+
 def epoch(step: int, loss: float, empty: float = 1.0, **train: Any) -> dict[str, Any]:
     figures = {"loss": loss, "empty": empty, "utterances": 80, "updates": 10, **train}
     return {"step": step, "train": figures, "dev": {"empty": empty}}
@@ -424,6 +427,12 @@ def epoch(step: int, loss: float, empty: float = 1.0, **train: Any) -> dict[str,
         ([epoch(100, 0.5, 0.0), epoch(200, 0.7, 0.0)], {}),  # worse, but it still reads
         ([epoch(100, 1.0, 0.0, refused_batches=2)], {"nan": "error"}),
         ([epoch(100, 1.0, 0.0, utterances=20)], {"batch_too_small_for_bn": "warning"}),
+        ([epoch(100, 1.0, 0.0, grad_norm=7e4)], {"exploding_gradients": "warning"}),
+        ([epoch(100, 1.0, 0.0, grad_norm=2e4)], {}),  # frame-wise BN in deep stacks, which learn
+        ([epoch(100, 1.0, 0.0, grad_norm_by_layer=FADING)], {"vanishing_gradients": "warning"}),
+        ([epoch(100, 1.0, 0.0, grad_norm_by_layer=FADING | {"0.2": 4e-4})], {}),  # the first one is a norm
+        ([epoch(100, 1.0, 0.0, grad_norm_by_layer={"0": 1e-9, "1": 1e-9, "ctc": 1.0})], {}),  # no depth
+        ([epoch(100, 1.0, 0.0, grad_norm=None, grad_norm_by_layer={})], {}),  # all batches refused
         ([], {}),
     ],
 )
