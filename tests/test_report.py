@@ -231,6 +231,9 @@ def test_with_a_baseline_fewer_pairs_are_corrected_for(three: Path, capsys: pyte
         assert [(one["first"], one["second"]) for one in data[name]] == [
             ("layer_norm", "none"), ("layer_norm", "sequence_batch_norm"),
         ]  # fmt: skip
+    study = json.loads((three / "study.json").read_text())
+    (three / "study.json").write_text(json.dumps(study | {"definition": {"baseline": "layer_norm"}}))
+    assert write_report(three)["comparisons"] == data["comparisons"]  # the study's own, chosen before any result
     p = sorted(one["seeds"]["p"] for one in data["comparisons"])
     assert min(one["p_holm"] for one in data["comparisons"]) == pytest.approx(min(1, 2 * p[0]))
     assert len(every["comparisons"]) == 3

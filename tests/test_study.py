@@ -110,6 +110,7 @@ class TestPlan:
             (("training.epochs: 2", "data.test: null"), "study_recipe"),
             (("training.epochs: 2", "training.epochs: 0"), "value"),
             (("name: toy_study", "name: ../up"), "folder_name"),
+            (("name: toy_study", "name: toy_study\nbaseline: rms_norm"), "value"),
             (("name: toy_study", "nam: toy_study"), "unknown_key"),
             (("lr: ", "axes: {depth: {1: {}}}\nlr: "), "key"),
             (("lr: ", "axes: {a: {x: {training.clip: 1}}, b: {y: {training: {clip: 2}}}}\nlr: "), "axes_overlap"),

@@ -28,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
         "--split", choices=("dev", "test"), help="default: test where a cell was scored on it, else dev"
     )
     parser.add_argument(
-        "--baseline", metavar="ENCODER", help="compare every other encoder with this one alone (default: all pairs)"
+        "--baseline",
+        metavar="ENCODER",
+        help="compare every other encoder with this one alone (default: the study's `baseline`, else all pairs)",
     )
     parser.add_argument("--json", action="store_true", help="what report.json holds, without cells and proof")
     parser.set_defaults(run=run)

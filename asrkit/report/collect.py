@@ -58,6 +58,13 @@ class StudyResult:
         return str(self.study.get("name", self.folder.name))
 
     @property
+    def baseline(self) -> str | None:
+        """The encoder that all others are compared with, if the study's file names one."""
+        definition = self.study.get("definition")
+        name = definition.get("baseline") if isinstance(definition, dict) else None
+        return name if isinstance(name, str) else None
+
+    @property
     def arms(self) -> list[dict[str, Any]]:
         """The arms as study.json has them: arm, context, recipe, axes, encoder, lr, tuning."""
         return list(self.study.get("arms", []))

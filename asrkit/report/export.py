@@ -39,7 +39,7 @@ def write_report(
 
     unit: characters (CER) or words (WER), what arms are compared in. split: dev or test; default test where any cell
     was scored on it. baseline: an encoder that every other one is compared with, instead of all pairs: fewer tests, so
-    the correction for their number takes less.
+    the correction for their number takes less; default that of the study file, where it was chosen before any result.
 
     Raises StorageError for a folder without a study, DataError for a split that no cell was scored on (`not_scored`)
     and a baseline that the study does not have (`unknown_baseline`).
@@ -51,6 +51,7 @@ def write_report(
             f"no cell with its arm's learning rate was scored on {split}", possible=", ".join(has) or "none so far",
             reason="not_scored",
         )  # fmt: skip
+    baseline = baseline or found.baseline
     names = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
     if baseline is not None and baseline not in names:
         raise DataError(f"no encoder {baseline!r} in this study", possible=", ".join(names), reason="unknown_baseline")

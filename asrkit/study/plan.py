@@ -25,6 +25,7 @@ STUDY_SCHEMA: dict[str, Any] = {
     "name": None,  # names the study's folder; the file's name where it is missing
     "recipes": REQUIRED,  # files, relative to the study's
     "encoders": REQUIRED,
+    "baseline": None,  # the encoder that a report compares every other one with; all pairs where it is missing
     "overrides": ANY,  # dotted path -> value, for every cell
     "axes": ANY,  # name -> value's name -> overrides
     "lr": REQUIRED,  # the grid, the same for every arm; each arm's is chosen on dev
@@ -81,6 +82,7 @@ def _axes(value: Any) -> bool:
 RULES: dict[str, Rule] = {
     "recipes": Rule("a list of different files such as [model1.yaml, model3.yaml]", _names),
     "encoders": Rule("a list of different names such as [none, layer_norm]", _names),
+    "baseline": Rule("a name such as none", lambda value: isinstance(value, str), nullable=True),
     "overrides": Rule("a mapping such as {width: 96, training.epochs: 12}", _options, nullable=True),
     "axes": Rule('a mapping such as {depth: {"3": {layers.0.repeat.times: 3}}}', _axes, nullable=True),
     "lr": Rule("a list of different numbers above 0 such as [5.0e-4, 1.0e-3]", _rates),
@@ -218,6 +220,10 @@ def _check(definition: dict[str, Any]) -> None:
     if not NAME.fullmatch(definition["name"]):
         fix = "use letters, digits, single - and _ . +, beginning with a letter or digit"
         raise RecipeError(f"name {definition['name']!r} cannot name a folder", fix=fix, reason="folder_name")
+    if definition["baseline"] not in (None, *definition["encoders"]):
+        raise RecipeError(
+            f"baseline = {definition['baseline']!r}", possible=", ".join(definition["encoders"]), reason="value"
+        )
     if definition["lr_seeds"] > len(definition["seeds"]):
         raise RecipeError(
             f"lr_seeds = {definition['lr_seeds']} of {len(definition['seeds'])} seeds", reason="value",
