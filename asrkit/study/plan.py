@@ -222,8 +222,9 @@ def _check(definition: dict[str, Any]) -> None:
         raise RecipeError(f"name {definition['name']!r} cannot name a folder", fix=fix, reason="folder_name")
     if definition["baseline"] not in (None, *definition["encoders"]):
         raise RecipeError(
-            f"baseline = {definition['baseline']!r}", possible=", ".join(definition["encoders"]), reason="value"
-        )
+            f"baseline = {definition['baseline']!r}, which is no encoder of this study", reason="value",
+            possible=", ".join(definition["encoders"]), fix="take one of them, or --baseline=null for all pairs",
+        )  # fmt: skip
     if definition["lr_seeds"] > len(definition["seeds"]):
         raise RecipeError(
             f"lr_seeds = {definition['lr_seeds']} of {len(definition['seeds'])} seeds", reason="value",
