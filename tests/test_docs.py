@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 from test_invariances import COLUMNS, TABLES
 
 from asrkit import registry
+from asrkit.comparison import ALPHA, LEVEL
 from asrkit.encoders import NormOptions
 from asrkit.schema import SCHEMA
-from asrkit.study.plan import common, load_study
+from asrkit.study.plan import STUDY_SCHEMA, common, load_study
 
 PAGE = Path(__file__).parents[1] / "docs" / "normalization.md"
 
@@ -75,3 +77,17 @@ def test_the_picture_is_what_its_script_draws(tmp_path: Path) -> None:
     runpy.run_path(str(tmp_path / "axes.py"), run_name="__main__")
     drawn, kept = ((folder / "axes.svg").read_text(encoding="utf-8") for folder in (tmp_path, script.parent))
     assert drawn.count("<path") == kept.count("<path") > 500
+
+
+def test_the_page_of_studies_has_every_key_and_its_study_can_be_read(tmp_path: Path) -> None:
+    text = (PAGE.parent / "study.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    shutil.copytree(PAGE.parents[1] / "recipes" / "common_voice_es", tmp_path / "recipes")
+    (tmp_path / "recipes" / "page.yaml").write_text(block, encoding="utf-8")
+    study = load_study(tmp_path / "recipes" / "page.yaml")
+    assert set(re.findall(r"^(\w+):", block, flags=re.MULTILINE)) == set(STUDY_SCHEMA)
+    assert set(study.definition["budget"]) == set(re.findall(r"(\w+):", block.rpartition("budget: ")[2]))
+    assert len(study.cells) == 2 * 2 * 2 * 3
+    assert (ALPHA, LEVEL) == (0.05, 0.025)
+    for level in ("share 5 %", "below 0.025 without axes", "below 0.0125 with axes"):
+        assert level in " ".join(text.split())
