@@ -678,6 +678,10 @@ class TestRunner:
         assert [one._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["0", "1", "0", "1"]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
         assert one._environment(3)["CUDA_VISIBLE_DEVICES"] == "7"
+        for visible, fix in (("5", "--budget.gpus=1"), ("", "--budget.gpus=null")):  # the others are not ours
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            with pytest.raises(RecipeError, match=fix):
+                one.run()
 
 
 def asrkit(*words: str, folder: Path) -> subprocess.Popen[str]:

@@ -80,6 +80,8 @@ class Runner:
         more than they may, and for cells that were made with other settings.
         """
         started = time.monotonic()
+        if self.budget["gpus"] is not None:
+            _gpus(self.budget["gpus"])
         with RunFolder(self.folder).lock():
             cells.refuse_other_cells(self.study, self.folder)
             if self.retry_failed:
@@ -181,9 +183,7 @@ class Runner:
     def _environment(self, slot: int) -> dict[str, str]:
         found = dict(os.environ) | {name: str(self.budget["threads"]) for name in THREADS}
         if self.budget["gpus"] is not None:
-            seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-            here = slot % self.budget["gpus"]
-            found["CUDA_VISIBLE_DEVICES"] = seen[here] if here < len(seen) else str(here)
+            found["CUDA_VISIBLE_DEVICES"] = _gpus(self.budget["gpus"])[slot % self.budget["gpus"]]
         return found
 
     def _finished(self, one: _Running) -> None:
@@ -262,6 +262,20 @@ class Runner:
         summary["proof"] = proof.table(self.study, known)
         atomic_write(self.folder / "study.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
         return summary
+
+
+def _gpus(count: int) -> list[str]:
+    """So many GPUs, those that CUDA_VISIBLE_DEVICES names where it is set: all others are somebody else's."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(place) for place in range(count)]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if len(names) < count:
+        raise RecipeError(
+            f"budget.gpus = {count}, and CUDA_VISIBLE_DEVICES={visible!r} names {len(names)}",
+            fix=f"--budget.gpus={len(names) or 'null'}, or name more in CUDA_VISIBLE_DEVICES", reason="gpus",
+        )  # fmt: skip
+    return names[:count]
 
 
 def _has_test(outcome: dict[str, Any]) -> bool:
