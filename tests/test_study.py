@@ -125,8 +125,10 @@ class TestPlan:
             load_study(write_study(tmp_path, STUDY.replace(*change)))
         assert error.value.reason == reason, str(error.value)
 
-    def test_what_is_no_study_is_told_apart(self, tmp_path: Path) -> None:
+    def test_what_is_no_study_is_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         study = write_study(tmp_path, STUDY)
+        assert main(["train", str(study)]) == 2  # the other way round
+        assert f"with `recipes:` it is a study: asrkit study {study}" in capsys.readouterr().err
         with pytest.raises(
             RecipeError, match=r"toy.yaml is no whole study: recipes, encoders, lr have no value.*train"
         ):

@@ -54,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
 def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """The resolved recipe of the command line: file, schema, overrides; its name defaults to the file's."""
     from asrkit import registry
+    from asrkit.errors import RecipeError
     from asrkit.recipe import load_recipe
     from asrkit.schema import SCHEMA
     from asrkit.validation import validate
@@ -63,7 +64,13 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     overrides = list(args.overrides)
     if args.encoder is not None:
         overrides.append(("encoder", args.encoder))
-    recipe = load_recipe(args.recipe, overrides, known=SCHEMA, trust=args.trust_recipe)
+    try:
+        recipe = load_recipe(args.recipe, overrides, known=SCHEMA, trust=args.trust_recipe)
+    except RecipeError as error:
+        if error.reason != "unknown_key" or "'recipes'" not in error.what:
+            raise
+        fix = f"with `recipes:` it is a study: asrkit study {args.recipe}"
+        raise RecipeError(error.what, fix=fix, reason="study") from error
     recipe["name"] = recipe["name"] or args.recipe.stem
     validate(recipe)  # before torch is loaded, which takes seconds
     return recipe
