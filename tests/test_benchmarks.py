@@ -41,9 +41,8 @@ SLOW = {
     "peer": (["{shared}/speechbrain_asr_ctc", "--seeds", "1"], "`sequence_batch_norm` |"),
     "faults_peer": (["C01"], "C01"),
 }
-"""The figures of the last few need more than a run at a small size: `reliability` reads whole test runs,
-`hostile_peer` writes files that are harmless to asrkit alone."""
 BY_HAND = {"reliability", "hostile_peer"}
+"""Not run here: `reliability` reads whole test runs, `hostile_peer` writes files that are harmless to asrkit alone."""
 
 
 def test_every_benchmark_is_run_or_named(root: Path) -> None:

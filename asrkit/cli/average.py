@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = _chosen(args)
     bundle = load_bundle(args.folder / "model")
     resolved = args.folder / "resolved.yaml"
-    own = dict.fromkeys(load_recipe(resolved), ANY)  # such as `width`, which only the recipe itself refers to
+    own = dict.fromkeys(load_recipe(resolved), ANY)  # runs of before kept constants such as `width`
     recipe = load_recipe(resolved, args.overrides, known=own | SCHEMA)
     model = build_model(recipe, bundle.tokenizer.size)
     average_into(model.acoustic, [checkpoint.model() for checkpoint in chosen])

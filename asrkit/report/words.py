@@ -102,8 +102,7 @@ def rates_in_words(found: StudyResult) -> list[str]:
             "better; --lr='[...]' tries more on the same study"
         ]
     lines = []
-    for name, lr, beyond in (("lowest", min, 0.5), ("highest", max, 2.0)) if len(grid) > 1 else ():
-        last = lr(grid)
+    for name, last, beyond in (("lowest", grid[0], 0.5), ("highest", grid[-1], 2.0)) if len(grid) > 1 else ():
         at = [context_name(arm["arm"]) for arm in arms if arm["lr"] == last]
         wider = ", ".join(map(_exactly, sorted({*grid, last * beyond})))
         if at:
