@@ -38,6 +38,10 @@ SLOW = {
         ["{release}/clips", "--clips", "4", "--width", "16", "--threads", "1", "--repeats", "1"],
         "EncoderASR",
     ),
+    "malloc": (
+        ["recipes/demo.yaml", "--repeats", "1", "--data.root={release}", "--width=4", "--training.epochs=1"],
+        "page faults",
+    ),
     "peer": (["{shared}/speechbrain_asr_ctc", "--seeds", "1"], "`sequence_batch_norm` |"),
     "faults_peer": (["C01"], "C01"),
 }
@@ -72,6 +76,7 @@ def ran(root: Path, name: str, arguments: list[str], **places: Any) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=600)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: a goal was missed, as it may be at such a size
+    assert done.stdout, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 
