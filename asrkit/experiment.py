@@ -24,7 +24,6 @@ from asrkit.defects import defects_of, warn
 from asrkit.diagnostics.norms import SMALL_BATCH
 from asrkit.errors import RecipeError, StoppedError
 from asrkit.evaluation import evaluate
-from asrkit.malloc import keep_freed_memory
 from asrkit.model import encoder_class, parameter_count
 from asrkit.preparation import Prepared, prepare
 from asrkit.runs import MetricsLog, RunFolder
@@ -129,7 +128,6 @@ def train(
         _tell_small_batches(recipe, prepared, tell)
         _fit_cmvn(prepared)
         brain = _brain(recipe, prepared, folder, progress, exact, tell)
-        keep_freed_memory()
         try:
             brain.run()
         except StoppedError:

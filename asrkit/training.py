@@ -25,8 +25,9 @@ from asrkit.checkpoints import Checkpoints
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.findings import Finding
 from asrkit.diagnostics.monitor import Monitor
-from asrkit.errors import DataError, NumericError, RecipeError, StoppedError, StorageError
+from asrkit.errors import StoppedError
 from asrkit.exhaustion import in_parts, is_out_of_memory, out_of_memory
+from asrkit.giving_up import nonfinite_in_a_row, scale_fell, unreadable
 from asrkit.loading import Loading
 from asrkit.meters import Meter
 from asrkit.model import CTCModel
@@ -34,16 +35,13 @@ from asrkit.objective import listening
 from asrkit.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from asrkit.position import Position, StopSignal, peak_memory, selection, step_seed
 from asrkit.preparation import Split
+from asrkit.resuming import is_written_again, same_code, same_data
 from asrkit.runs import MetricsLog
 from asrkit.schedules import clip_gradients, learning_rate, make_optimizer
 from asrkit.source_code import source_hashes
+from asrkit.update_group import UpdateGroup
 
 logger = logging.getLogger(__name__)
-
-
-def _copy(target: list[Tensor], source: list[Tensor]) -> None:
-    if target:
-        torch._foreach_copy_(target, source)
 
 
 class CTCBrain(sb.Brain):
@@ -81,10 +79,7 @@ class CTCBrain(sb.Brain):
         self.refused_in_row = 0
         self.stop = StopSignal()
         self.sampler = self._sampler(train, self.options["order"], self.options.get("first_epoch"))
-        self._buffers = [b for b in self.modules.buffers() if b.numel()]
-        self._saved_buffers = [torch.empty_like(b) for b in self._buffers]
-        self._before = Meter()  # the sums at the start of the accumulation group
-        self._group_refused = False
+        self.group = UpdateGroup(self.modules)
         self.data = {
             "train": train.hash,
             "dev": dev.hash if dev is not None else "",
@@ -112,8 +107,8 @@ class CTCBrain(sb.Brain):
         if newest is None:
             self.log.truncate_after(0)
             return
-        self._same_data(newest.state.get("data"))
-        self._same_code(newest.state.get("code"))
+        same_data(newest.state.get("data"), self.data, self.store.folder.parent)
+        same_code(newest.state.get("code"), self.code, self.store.folder.parent, self.exact)
         self.model.acoustic.load_state_dict(newest.model())
         self.optimizer.load_state_dict(optimizer_from_tensors(newest.optimizer(), newest.state["optimizer"]))
         if self.scaler.is_enabled():
@@ -124,35 +119,8 @@ class CTCBrain(sb.Brain):
             self.position.epoch += 1
         self.log.truncate_after(self.position.update)
         if not self.position.finished:
-            self.log.drop(self._will_be_written_again)
+            self.log.drop(lambda record: is_written_again(record, self.position))
         self.monitor.resume([line for line in MetricsLog.read(self.log.path) if line["type"] == "epoch"])
-
-    def _will_be_written_again(self, record: dict[str, Any]) -> bool:
-        """Records of this very step that belong to batches after the checkpoint."""
-        here = (self.position.epoch, self.position.batch)
-        if record["type"] == "epoch":
-            return record["epoch"] >= here[0]
-        return record["type"] in ("refused", "quarantined") and (record["epoch"], record["batch"]) >= here
-
-    def _same_data(self, before: dict[str, str] | None) -> None:
-        """A run goes on over the data it began with; the folder may have moved, its content may not have changed."""
-        changed = [name for name, value in self.data.items() if before is not None and before.get(name) != value]
-        if changed:
-            raise RecipeError(
-                f"the run in {self.store.folder.parent} was begun on other data: {', '.join(changed)} differ",
-                fix="give another folder with --output, or the data of before",
-                reason="other_data",
-            )
-
-    def _same_code(self, before: dict[str, str] | None) -> None:
-        """Other code trains on, with a warning, unless `exact`."""
-        if before is None or before == self.code:  # None: saved before checkpoints knew
-            return
-        changed = [name for name in sorted({*self.code, *before}) if self.code.get(name) != before.get(name)]
-        what = f"the run in {self.store.folder.parent} was begun with other code: {', '.join(changed)} changed"
-        if self.exact:
-            raise StorageError(what, fix="bring the code of before back, or go on without --exact", reason="other_code")
-        logger.warning("%s; it goes on, but not bit by bit (--exact refuses)", what)
 
     def _is_finished(self, epoch: int) -> bool:
         patience = self.options["early_stopping"]
@@ -173,40 +141,17 @@ class CTCBrain(sb.Brain):
     # One epoch of training.
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
-        position, factor = self.position, int(self.options["accumulation"])
         self.on_stage_start(Stage.TRAIN, epoch)
-        self.modules.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.train_split.set_epoch(epoch)
-        self.sampler.frames = self.train_split.frames  # of this epoch: augmentation changes lengths
-        self.sampler.set_epoch(epoch)
-        batches = self.sampler.batches()
-        labels = [sum(len(self.train_split.labels[row]) for row in batch) for batch in batches]
-        self.meter = Meter(**position.meter)
-        self.sampler.set_epoch(epoch, position.batch)
-        started = last_saved = time.monotonic()
-        cpu = time.process_time()
-        seen = self.meter.frames
+        labels = self._begin_epoch(epoch)
+        started, cpu, seen = time.monotonic(), time.process_time(), self.meter.frames
+        last_saved = started
         bar = tqdm(
-            total=len(batches), initial=position.batch, desc=f"epoch {epoch}", unit="batch", leave=False,
+            total=len(labels), initial=self.position.batch, desc=f"epoch {epoch}", unit="batch", leave=False,
             disable=not self.progress, dynamic_ncols=True,
         )  # fmt: skip
         with bar:
             for batch in self._loading():
-                index = position.batch
-                if index % factor == 0:
-                    self._start_group()
-                group = slice(index - index % factor, index - index % factor + factor)
-                self.group_labels = sum(labels[group])
-                self.should_step = index % factor == factor - 1 or index == len(batches) - 1
-                self.progress_share = (epoch - 1 + index / len(batches)) / self.options["epochs"]
-                torch.manual_seed(step_seed(self.seed, epoch, index))
-                if batch is None:  # all its clips are quarantined
-                    self._drop_group()
-                else:
-                    self.fit_batch(batch.to(self.device))
-                position.batch += 1
-                position.order = chain_hash(position.order, batch.ids if batch is not None else ())
+                self._train_on(batch, epoch, labels)
                 bar.update()
                 bar.set_postfix(loss=f"{self.meter.nll / max(self.meter.labels, 1):.3f}", refresh=False)
                 if self.should_step and self.stop.received is not None:
@@ -220,6 +165,36 @@ class CTCBrain(sb.Brain):
         self.seconds, self.cpu_seconds = time.monotonic() - started, time.process_time() - cpu
         self.frames_per_second = (self.meter.frames - seen) / max(self.seconds, 1e-9)
         self.on_stage_end(Stage.TRAIN, self.meter.nll / max(self.meter.labels, 1), epoch)
+
+    def _begin_epoch(self, epoch: int) -> list[int]:
+        """Go to the position in this epoch; the number of labels of each of its batches."""
+        self.modules.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.train_split.set_epoch(epoch)
+        self.sampler.frames = self.train_split.frames  # of this epoch: augmentation changes lengths
+        self.sampler.set_epoch(epoch)
+        labels = [sum(len(self.train_split.labels[row]) for row in batch) for batch in self.sampler.batches()]
+        self.meter = Meter(**self.position.meter)
+        self.sampler.set_epoch(epoch, self.position.batch)
+        return labels
+
+    def _train_on(self, batch: Batch | None, epoch: int, labels: list[int]) -> None:
+        """One batch at its place in its group, with the random numbers of its place; None: all its clips are
+        quarantined."""
+        index, factor = self.position.batch, int(self.options["accumulation"])
+        first = index - index % factor
+        if index == first:
+            self.group.start(self.meter)
+        self.group_labels = sum(labels[first : first + factor])
+        self.should_step = index == first + factor - 1 or index == len(labels) - 1
+        self.progress_share = (epoch - 1 + index / len(labels)) / self.options["epochs"]
+        torch.manual_seed(step_seed(self.seed, epoch, index))
+        if batch is None:
+            self._drop_group()
+        else:
+            self.fit_batch(batch.to(self.device))
+        self.position.batch += 1
+        self.position.order = chain_hash(self.position.order, batch.ids if batch is not None else ())
 
     def _loading(self) -> Loading:
         options = self.options
@@ -240,18 +215,13 @@ class CTCBrain(sb.Brain):
              "why": why}
         )  # fmt: skip
         logger.warning("%s cannot be read (%s): left out from now on", identity, why)
-        if len(position.quarantined) > most * len(self.train_split):
-            raise DataError(
-                f"{len(position.quarantined)} of {len(self.train_split)} clips could not be read while training, the "
-                f"last was {identity} ({why})",
-                possible=f"up to {most:.2%} (data.max_bad)",
-                fix="look at these clips (metrics.jsonl names them), or raise data.max_bad",
-                reason="quarantined",
-            )
+        lost, clips = len(position.quarantined), len(self.train_split)
+        if lost > most * clips:
+            raise unreadable(lost, clips, identity, why, most)
 
     def fit_batch(self, batch: Batch) -> Tensor:
         """One batch; if anything in it is not finite, its whole accumulation group leaves no trace in any state."""
-        if self._group_refused:
+        if self.group.dropped:
             return torch.zeros(())
         try:
             return self._fit_batch(batch)
@@ -304,12 +274,6 @@ class CTCBrain(sb.Brain):
         targets = batch.targets.to(log_probs.device)
         return objective(self.loss, log_probs, lengths, inner, targets, batch.target_lengths, batch.ids)
 
-    def _start_group(self) -> None:
-        """Remember what a refusal must put back."""
-        _copy(self._saved_buffers, self._buffers)
-        self._before = Meter(**self.meter.state())
-        self._group_refused = False
-
     def compute_forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T', V) on the device, lengths (B,) on the CPU."""
         log_probs, _ = self.modules["acoustic"](batch.features, batch.lengths.to(self.device))
@@ -334,7 +298,9 @@ class CTCBrain(sb.Brain):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if not finite:  # under fp16 the scaler has skipped the step and will try a smaller scale
-            self._count_skipped(batch)
+            self.meter.skipped += 1
+            if self.scaler.get_scale() < 1.0:
+                raise scale_fell(self.scaler.get_scale(), batch.ids)
         else:
             self.position.update += 1
             self.meter.add_update(norm, by_layer, rate)
@@ -344,24 +310,10 @@ class CTCBrain(sb.Brain):
             )  # fmt: skip
         return True
 
-    def _count_skipped(self, batch: Batch) -> None:
-        """A few skipped steps are how fp16 finds its scale; a scale below 1 means that the gradients themselves are
-        bad."""
-        self.meter.skipped += 1
-        if self.scaler.get_scale() < 1.0:
-            raise NumericError(
-                f"the fp16 loss scale fell to {self.scaler.get_scale():g}; "
-                f"the last batch held {', '.join(batch.ids[:4])}",
-                fix="use training.precision=bf16 or fp32, or lower training.lr",
-                reason="nonfinite",
-            )
-
     def _drop_group(self) -> None:
         """As if this accumulation group had never begun."""
-        _copy(self._buffers, self._saved_buffers)
+        self.meter = self.group.drop()
         self.optimizer.zero_grad(set_to_none=True)
-        self.meter = self._before
-        self._group_refused = True
 
     def _refuse(self, batch: Batch, what: str) -> Tensor:
         """Put back buffers and sums, drop the gradients, count, and give up after too many in a row."""
@@ -373,14 +325,7 @@ class CTCBrain(sb.Brain):
              "batch": self.position.batch, "what": what, "ids": list(batch.ids)}
         )  # fmt: skip
         if self.refused_in_row >= self.options["max_nonfinite"]:
-            raise NumericError(
-                f"{self.refused_in_row} batches in a row had non-finite {what}; "
-                f"the last held {', '.join(batch.ids[:4])}",
-                fix="lower training.lr, look at these clips, or use precision bf16 instead of fp16; "
-                "the weights are those "
-                "from before these batches",
-                reason="nonfinite",
-            )
+            raise nonfinite_in_a_row(self.refused_in_row, what, batch.ids)
         return torch.zeros(())
 
     # Looking at dev, the epoch's record, checkpoints.

@@ -38,10 +38,6 @@ SLOW = {
         ["{release}/clips", "--clips", "4", "--width", "16", "--threads", "1", "--repeats", "1"],
         "EncoderASR",
     ),
-    "malloc": (
-        ["recipes/demo.yaml", "--repeats", "1", "--data.root={release}", "--width=4", "--training.epochs=1"],
-        "page faults",
-    ),
     "peer": (["{shared}/speechbrain_asr_ctc", "--seeds", "1"], "`sequence_batch_norm` |"),
     "faults_peer": (["C01"], "C01"),
 }

@@ -48,6 +48,7 @@ from asrkit.testing.faults import (
     zero_block,
 )
 from asrkit.training import CTCBrain, Stage
+from asrkit.update_group import UpdateGroup
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("quick")]
 
@@ -576,7 +577,7 @@ def test_s10_one_key_changed(trial: Trial, option: str, said: str | None) -> Non
 
 def _signal_in(patch: pytest.MonkeyPatch, where: str, number: int) -> None:
     """The signal comes when the method is entered for the first time."""
-    cls: Any = Checkpoints if where == "save" else CTCBrain
+    cls: Any = {"save": Checkpoints, "start": UpdateGroup}.get(where, CTCBrain)
     real, sent = getattr(cls, where), []
 
     def signalled(*args: Any, **kwargs: Any) -> Any:
@@ -589,7 +590,7 @@ def _signal_in(patch: pytest.MonkeyPatch, where: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["fit_batch", "compute_forward", "_update", "save", "measure", "_start_group"])
+@pytest.mark.parametrize("where", ["fit_batch", "compute_forward", "_update", "save", "measure", "start"])
 def test_s11_a_signal_at_any_moment(trial: Trial, where: str, number: int) -> None:
     options = ("--encoder=layer_norm", "--training.accumulation=2")
     assert trial.train(*options, output="whole").code == 0
