@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, hashed, ordered by step; tensors in safetensors, everything else in JSON, no pickle.
+"""Checkpoints of a run: atomic, hashed, ordered by step; `asrkit.checkpoint_files` has what one of them is.
 
 A save writes `.tmp-*`, syncs each file, writes MANIFEST.json (sizes and sha256) last, syncs, and renames: whatever
 fails at whatever moment, the newest valid checkpoint is the old one or the new one.
@@ -15,50 +15,28 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
+from asrkit.checkpoint_files import (
+    FILES,
+    MANIFEST,
+    Checkpoint,
+    Damaged,
+    open_checkpoint,
+    refuse_non_finite,
+    state_to_bytes,
+    tensors_to_bytes,
+)
 from asrkit.disk import disk_full, free_bytes, storage_error, sync_folder, write_synced
-from asrkit.errors import NumericError, RecipeError, StorageError
+from asrkit.errors import RecipeError, StorageError
 
 logger = logging.getLogger(__name__)
 
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-MANIFEST = "MANIFEST.json"
 _STEP = re.compile(r"step-(\d{8,})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-.*")
-
-
-class _Damaged(Exception):
-    """Why one checkpoint cannot be used."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One complete checkpoint on disk."""
-
-    path: Path
-    step: int
-    state: dict[str, Any]
-
-    def model(self) -> dict[str, Tensor]:
-        """The model's tensors, on the CPU; hashes are checked on the very bytes that are used. Raises StorageError."""
-        return self._tensors("model.safetensors")
-
-    def optimizer(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, see `optimizer_from_tensors`. Raises StorageError."""
-        return self._tensors("optimizer.safetensors")
-
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        try:
-            return safetensors.torch.load(_read_checked(self.path, name, _manifest(self.path)))
-        except (_Damaged, safetensors.SafetensorError) as error:
-            raise StorageError(f"{self.path}: {error}", fix="use another checkpoint", reason="damaged") from error
 
 
 class Checkpoints:
@@ -128,13 +106,13 @@ class Checkpoints:
         if step < 0:
             raise StorageError(f"step {step} is negative", reason="step")
         for part, tensors in (("model", model), ("optimizer", optimizer)):
-            _refuse_non_finite(part, tensors)
-        text = _to_json(state)
+            refuse_non_finite(part, tensors)
+        text = state_to_bytes(state)
         size = sum(t.numel() * t.element_size() for part in (model, optimizer) for t in part.values()) + len(text)
         try:
             if free_bytes(self.folder) < 1.2 * size:
                 raise disk_full(self.folder, int(1.2 * size))
-            contents = dict(zip(FILES, (_to_bytes(model), _to_bytes(optimizer), text), strict=True))
+            contents = dict(zip(FILES, (tensors_to_bytes(model), tensors_to_bytes(optimizer), text), strict=True))
             path = self._write(step, contents)
         except OSError as error:
             raise storage_error(error, self.folder, size) from error
@@ -172,8 +150,8 @@ class Checkpoints:
         if self._scores is None:
             self._scores = {}
             for other, path in self._steps():
-                with contextlib.suppress(_Damaged):
-                    self._scores[other] = self._score(_open(path, other, verify=False).state)
+                with contextlib.suppress(Damaged):
+                    self._scores[other] = self._score(open_checkpoint(path, other, verify=False).state)
         self._scores[step] = self._score(state)
 
     def _score(self, state: Mapping[str, Any]) -> float:
@@ -216,8 +194,8 @@ class Checkpoints:
         if exact and (steps := self._steps()):
             step, path = steps[0]
             try:
-                return _open(path, step, verify=True)
-            except _Damaged as damage:
+                return open_checkpoint(path, step, verify=True)
+            except Damaged as damage:
                 fix = "go on from an older one without --exact"
                 raise StorageError(f"checkpoint {path} is damaged: {damage}", fix=fix, reason="damaged") from damage
         return next((found for step, path in self._steps() if (found := self._usable(step, path))), None)
@@ -227,8 +205,8 @@ class Checkpoints:
         candidates = []
         for step, path in self._steps():
             try:
-                score = self._score(_open(path, step, verify=False).state)
-            except _Damaged as damage:
+                score = self._score(open_checkpoint(path, step, verify=False).state)
+            except Damaged as damage:
                 self._quarantine(path, damage)
                 continue
             if score < math.inf:
@@ -257,12 +235,12 @@ class Checkpoints:
 
     def _usable(self, step: int, path: Path) -> Checkpoint | None:
         try:
-            return _open(path, step, verify=True)
-        except _Damaged as damage:
+            return open_checkpoint(path, step, verify=True)
+        except Damaged as damage:
             self._quarantine(path, damage)
             return None
 
-    def _quarantine(self, path: Path, damage: _Damaged) -> None:
+    def _quarantine(self, path: Path, damage: Damaged) -> None:
         broken = self.folder / ".broken"
         target = broken / path.name
         try:
@@ -281,45 +259,6 @@ class Checkpoints:
             self._scores.pop(int(path.name.removeprefix("step-")), None)
 
 
-def _open(path: Path, step: int, *, verify: bool) -> Checkpoint:
-    manifest = _manifest(path)
-    if manifest["step"] != step:
-        raise _Damaged(f"{MANIFEST} is of step {manifest['step']}")
-    if verify:
-        for name in FILES[:-1]:
-            _read_checked(path, name, manifest)
-    try:
-        state = json.loads(_read_checked(path, "state.json", manifest))
-    except (ValueError, RecursionError) as error:
-        raise _Damaged(f"state.json is not JSON ({error})") from error
-    if not isinstance(state, dict):
-        raise _Damaged("state.json holds no state")
-    return Checkpoint(path, step, state)
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        files = manifest["files"]
-        if isinstance(files, dict) and set(files) >= set(FILES) and isinstance(manifest["step"], int):
-            return manifest
-    except OSError as error:
-        raise _Damaged(f"{MANIFEST}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _Damaged(f"{MANIFEST} is not what was written") from error
-    raise _Damaged(f"{MANIFEST} does not name all files")
-
-
-def _read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
-    try:
-        data = (path / name).read_bytes()
-    except OSError as error:
-        raise _Damaged(f"{name}: {error.strerror}") from error
-    if manifest["files"][name] != {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
-        raise _Damaged(f"{name} is not what was written: size or sha256 differs")
-    return data
-
-
 def _is_running(pid: int) -> bool:
     if pid == os.getpid():
         return False  # an earlier process had our number: ours has not begun a save yet
@@ -330,30 +269,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _refuse_non_finite(part: str, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
-            wrong = int((~torch.isfinite(tensor)).sum())
-            raise NumericError(
-                f"{part} tensor {name!r} holds NaN or infinity in {wrong} of {tensor.numel()} values; not saved",
-                fix="go on from the last checkpoint with a smaller learning rate",
-                reason="non_finite_checkpoint",
-            )
-
-
-def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()})
-
-
-def _to_json(state: Mapping[str, Any]) -> bytes:
-    def plain(value: Any) -> Any:
-        if hasattr(value, "item") and getattr(value, "size", None) is not None:
-            return value.item()  # a number of NumPy or torch
-        raise TypeError(f"a {type(value).__name__} is not JSON data")
-
-    try:
-        return json.dumps(state, ensure_ascii=False, default=plain).encode()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise StorageError(f"the state cannot be saved ({error})", fix="give plain data", reason="state") from error

@@ -18,7 +18,8 @@ import torch
 from stored import RECIPE, save, steps
 from torch import Tensor
 
-from asrkit.checkpoints import FILES, MANIFEST, Checkpoints
+from asrkit.checkpoint_files import FILES, MANIFEST
+from asrkit.checkpoints import Checkpoints
 from asrkit.errors import NumericError, RecipeError, StorageError
 from asrkit.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from asrkit.recipe import load_recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asrkit.checkpoints import Checkpoint
+    from asrkit.checkpoint_files import Checkpoint
 
 HELP = "average checkpoints of a run into a model of its own"
 EXAMPLES = """examples:

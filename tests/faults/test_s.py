@@ -28,7 +28,8 @@ from trials import Ended, Trial, digest, without_times
 
 from asrkit import experiment
 from asrkit.batching import Batch
-from asrkit.checkpoints import FILES, MANIFEST, Checkpoints
+from asrkit.checkpoint_files import FILES, MANIFEST
+from asrkit.checkpoints import Checkpoints
 from asrkit.cli import main
 from asrkit.errors import InUseError, RecipeError, StorageError
 from asrkit.exhaustion import in_parts, is_out_of_memory
