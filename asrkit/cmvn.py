@@ -19,8 +19,10 @@ class CMVN(nn.Module):
 
     `mode` "utterance": each utterance by its own real frames. "global": by the statistics that `fit` has
     gathered, which are saved with the model; needs `size` = F. "none": the identity. The deviation is the
-    population's (divided by the number of frames) and at least `floor`, so a constant feature becomes 0.
-    Padding is 0 afterwards (in every mode but "none", which leaves x alone).
+    population's (divided by the number of frames). A feature that deviates by no more than `floor` is a constant, such
+    as a mel band that no frequency falls into, and becomes 0: what is left of it is the rounding of its mean, and
+    would not be the same for stored and for fresh features. Padding is 0 afterwards (in every mode but "none", which
+    leaves x alone).
     """
 
     mean: Tensor
@@ -84,12 +86,12 @@ class CMVN(nn.Module):
         elif statistics is not None:
             centred, deviation = x - statistics[0], statistics[1]
         else:
-            x = x.masked_fill(padding, 0)
+            x = (x - x[:, :1]).masked_fill(padding, 0)  # the mean of a constant is exact then
             count = lengths.to(x.device).clamp(min=1)[:, None, None]
             centred = (x - x.sum(dim=1, keepdim=True) / count).masked_fill(padding, 0)
             deviation = (centred.square().sum(dim=1, keepdim=True) / count).sqrt() if self.std else x
         if self.std:
-            centred = centred / deviation.clamp(min=self.floor)
+            centred = (centred / deviation.clamp(min=self.floor)).masked_fill(deviation <= self.floor, 0)
         return centred.masked_fill(padding, 0)
 
     def _fitted_mean(self) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from toy import RATE, make_corpus, tones, toy_recipe
 
 from asrkit import clips, feature_cache, shards
+from asrkit.batching import collate
 from asrkit.cli import main
 from asrkit.clips import Limits
 from asrkit.corpus import Utterance
@@ -445,3 +446,25 @@ def test_only_some_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["data", "prepare", *options, "--splits", "dev", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     assert [path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()] == ["dev"]
+
+
+@pytest.mark.parametrize("encoder", ["none", "layer_norm", "frame_batch_norm", "sequence_batch_norm", "instance_norm"])
+def test_audio_goes_through_the_model_as_cached_features_do(tmp_path: Path, encoder: str) -> None:
+    """What is trained and evaluated on the cache (float16) and what is transcribed must be one model, with bands that
+    no frequency falls into and a norm in front, which divides by the deviation that it has seen of them."""
+    options = (("encoder", encoder), ("features.options.size", 128), ("layers", "[norm, {bigru: 8}]"), ("width", 8))
+    prepared = prepare(toy_recipe(tmp_path, make_corpus(tmp_path / "cv"), *options))
+    model, split = prepared.model, prepared.splits["train"]
+    batch = collate([split[row] for row in range(len(split))])
+    for _ in range(100):  # until running averages have forgotten where they began
+        model.acoustic.train()(batch.features, batch.lengths)
+    model.eval()
+    empty = model.features(torch.randn(1, 8000), torch.tensor([8000]))[0].std(1).eq(0).sum()
+    assert empty > 2
+    with torch.inference_mode():
+        cached, lengths = model.acoustic(batch.features, batch.lengths)
+        for row, identity in enumerate(batch.ids):
+            samples, _ = soundfile.read(tmp_path / "cv" / "clips" / f"{identity}.wav", dtype="float32")
+            heard, count = model(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))
+            assert int(count) == int(lengths[row])
+            torch.testing.assert_close(heard[0], cached[row, : int(count)], atol=0.02, rtol=0)
