@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import inspect
 import sys
+from functools import lru_cache
+from pathlib import Path
 
+import torch
 from torch import nn
+
+NO_PART = {"cli", "report", "study", "testing", "synthetic"}  # of what a run computes
 
 
 def source_hashes(model: nn.Module) -> dict[str, str]:
@@ -30,3 +36,23 @@ def _hash(name: str) -> str:
     except (KeyError, OSError, TypeError):
         text = ""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def version_hash() -> str:
+    """sha256 (16 digits) of what a run computes with: torch's version and all sources of asrkit and of its norms, as
+    they were when this was first asked.
+
+    Other sources need not mean other figures, but rounding is enough for a model on the edge of learning.
+    """
+    digest = hashlib.sha256(torch.__version__.encode())
+    for name in ("asrkit", "asrkit_norms"):
+        spec = importlib.util.find_spec(name)
+        for folder in map(Path, (spec.submodule_search_locations or []) if spec is not None else []):
+            for path in sorted(folder.rglob("*.py")):
+                place = path.relative_to(folder)
+                if place.parts[0] not in NO_PART:
+                    digest.update(
+                        f"{name}/{place.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+                    )
+    return digest.hexdigest()[:16]

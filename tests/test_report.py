@@ -19,7 +19,7 @@ from asrkit.errors import DataError, StorageError
 from asrkit.report import measures
 from asrkit.report.collect import StudyResult, collect
 from asrkit.report.export import write_report
-from asrkit.report.words import rates_in_words
+from asrkit.report.words import rates_in_words, versions_in_words
 
 
 @pytest.fixture
@@ -222,6 +222,22 @@ def test_learning_rates_at_the_end_of_their_grid(grid: list[float], chosen: list
     arms = [{"arm": f"m1--{name}", "lr": lr, "tuning": tuning} for name, lr in zip("ab", chosen, strict=False)]
     lines = rates_in_words(StudyResult(Path(), {"arms": arms}, []))
     assert (lines == []) if said is None else re.search(said, lines[0])
+
+
+def test_cells_of_other_sources_are_named(three: Path) -> None:
+    path = three / "study.json"
+    study = json.loads(path.read_text())
+    assert versions_in_words(collect(three)) == []  # recorded of none
+    for row in study["proof"]:
+        row["code"] = "a" * 16
+    path.write_text(json.dumps(study))
+    assert versions_in_words(collect(three)) == []
+    study["proof"][0]["code"], study["proof"][1]["code"] = "b" * 16, None
+    path.write_text(json.dumps(study))
+    (line,) = versions_in_words(collect(three))
+    assert f"(1 cells with bbbbbbbb, {len(study['proof']) - 2} cells with aaaaaaaa, 1 with unrecorded ones)" in line
+    write_report(three)
+    assert line in (three / "report.md").read_text()
 
 
 def test_with_a_baseline_fewer_pairs_are_corrected_for(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,14 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ import pytest
 import torch
 from toy import RECIPE, make_corpus
 
-from asrkit import registry
+from asrkit import registry, source_code
 from asrkit.cli import main
 from asrkit.errors import AsrkitError, RecipeError, StoppedError, StorageError, TrustError
 from asrkit.recipe import load_recipe, recipe_hash
@@ -379,6 +381,32 @@ class TestProof:
 class Identity(torch.nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return x
+
+    def test_the_sources_that_a_run_computes_with(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for place in ("asrkit/scan.py", "asrkit/cli/study.py", "asrkit_norms/layer_norm.py"):
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place).write_text("a = 1\n")
+
+        def spec(name: str) -> SimpleNamespace:
+            return SimpleNamespace(submodule_search_locations=[str(tmp_path / name)])
+
+        def hashed() -> str:
+            source_code.version_hash.cache_clear()
+            return source_code.version_hash()
+
+        installed = source_code.version_hash()
+        assert re.fullmatch("[0-9a-f]{16}", installed)
+        monkeypatch.setattr(source_code.importlib.util, "find_spec", spec)
+        first = hashed()
+        (tmp_path / "asrkit/cli/study.py").write_text("a = 2\n")
+        assert hashed() == first  # no figure of a run comes from a command
+        (tmp_path / "asrkit_norms/layer_norm.py").write_text("a = 2\n")
+        second = hashed()
+        assert second != first
+        monkeypatch.setattr("torch.__version__", "0.0")
+        assert hashed() not in (first, second)
+        monkeypatch.undo()
+        assert hashed() == installed
 
 
 class TestCell:

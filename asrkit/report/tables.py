@@ -57,7 +57,7 @@ def proof_table(found: StudyResult) -> Table:
     rows = []
     for group, members in groups.items():
         shown = []
-        for key in COMPARED:
+        for key in (*COMPARED, "code"):
             values = list(dict.fromkeys(str(m[key]) for m in members if m.get(key) is not None))
             short = [value[:8] for value in values]
             shown.append(NONE if not values else short[0] if len(values) == 1 else f"≠ {', '.join(short)}")
@@ -65,9 +65,10 @@ def proof_table(found: StudyResult) -> Table:
     note = (
         "Within a recipe, its axes and a seed all cells must have the same hash of settings (outside encoder and "
         "learning rate), splits, labels, output frames, order of the data and initial weights outside the norms, and "
-        "the same number of updates; ≠ marks what differs. First 8 digits of hashes; in full in report.json."
+        "the same number of updates; ≠ marks what differs. Code: sources of asrkit and torch's version, which may "
+        "differ where a study went on after an upgrade. First 8 digits of hashes; in full in report.json."
     )
-    return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *COMPARED), rows)
+    return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *COMPARED, "code"), rows)
 
 
 def rates_table(found: StudyResult) -> Table:

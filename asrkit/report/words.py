@@ -80,7 +80,7 @@ def headlines(
         lines.append(_stands(f"differ in {rate} on {split}", [one for _, one in pairs]))
     if speeds:
         lines.append(_stands("differ in how fast they learn", speeds))
-    lines += rates_in_words(found)
+    lines += rates_in_words(found) + versions_in_words(found)
     if before := found.study.get("tested_before") or {}:
         arms = ", ".join(f"{context_name(arm)} ({' and '.join(map(str, rates))})" for arm, rates in before.items())
         lines.append(f"test was decoded before with a learning rate that is not the arm's now: {arms}; the choice is "
@@ -111,6 +111,21 @@ def rates_in_words(found: StudyResult) -> list[str]:
                 f"one may lie beyond (--lr='[{wider}]'): {'; '.join(at)}"
             )
     return lines
+
+
+def versions_in_words(found: StudyResult) -> list[str]:
+    """What is compared was not trained with the same sources: rounding may be among what arms differ in."""
+    sources = {row.get("cell"): row.get("code") for row in found.study.get("proof") or []}
+    counts = Counter(sources.get(cell.row["id"]) for cell in found.cells if cell.over and cell.row.get("chosen"))
+    if len(counts) < 2:
+        return []
+    unknown = counts.pop(None, 0)
+    parts = [f"{count} cells with {code[:8]}" for code, count in counts.items() if code]
+    parts += [f"{unknown} with unrecorded ones"] if unknown else []
+    return [
+        f"the cells compared were trained with different sources of asrkit or another torch ({', '.join(parts)}): "
+        "rounding alone can move a model on the edge of learning by points"
+    ]
 
 
 def _exactly(rate: float) -> str:

@@ -1,7 +1,8 @@
 """The proof that the arms of a study differ in their encoder and learning rate only.
 
 Every cell has a fingerprint: hashes of its settings, of the splits, of the order of the data, of the initial weights
-outside the norms, and its number of updates. Within a group (recipe, axes, seed) they must be equal. They are computed
+outside the norms, and its number of updates. Within a group (recipe, axes, seed) they must be equal. A hash of the
+sources goes with it: a study may go on after an upgrade, and its report says so. They are computed
 before the first update, and recorded again by every cell of what it really did.
 """
 
@@ -30,6 +31,7 @@ COMPARED = ("settings", "train", "dev", "test", "tokenizer", "frames", "order", 
 def fingerprint(settings: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     """What can be known of a cell without training it; order and updates are None, see `planned` and `recorded`."""
     from asrkit.model import build_model, parameter_count
+    from asrkit.source_code import version_hash
 
     model = build_model(settings, prepared.tokenizer.size)
     weights = shared_weights(model.acoustic)
@@ -44,6 +46,7 @@ def fingerprint(settings: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
         "updates": None,
         "weights": hashlib.sha256("".join(f"{k} {v}\n" for k, v in hashes.items()).encode()).hexdigest(),
         "weights_by_name": {name: value[:12] for name, value in hashes.items()},
+        "code": version_hash(),
         "parameters": total,
         "norm_parameters": total - sum(value.numel() for value in weights.values()),
     }

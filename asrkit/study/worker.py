@@ -62,6 +62,9 @@ def _set_up(task: Mapping[str, Any]) -> None:
     quiet_libraries()
     import torch
 
+    from asrkit.source_code import version_hash
+
+    version_hash()  # now: the sources may have changed when the cell is done
     torch.set_num_threads(task["threads"])
     for file in task["plugins"]:
         registry.load_plugin_file(file)
