@@ -183,7 +183,9 @@ def open_source(source: Source, name: str) -> tuple[Path | BinaryIO, bytes]:
             with path.open("rb") as file:
                 head = file.read(64)
         except IsADirectoryError as error:
-            raise AudioError(f"{name} is a folder", fix="name an audio file in it", reason="not_audio") from error
+            raise AudioError(
+                f"{name} is a folder", fix="name an audio file, or a folder that holds some", reason="not_audio"
+            ) from error
         except ValueError as error:  # a name that no file can have
             raise AudioError(f"{name} cannot be opened: {error}", fix="check the path", reason="missing") from error
         except OSError as error:

@@ -157,9 +157,9 @@ def _move(model: CTCModel, device: str) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise RecipeError(
-            f"device {device!r}: {str(error).splitlines()[0]}", possible="cpu, cuda, cuda:1, auto", reason="device"
-        ) from error
+        why = str(error).splitlines()[0]
+        why = "no such device" if why.startswith("Expected one of") else why  # then torch lists two dozen
+        raise RecipeError(f"device {device!r}: {why}", possible="cpu, cuda, cuda:1, auto", reason="device") from error
 
 
 def self_check(model: CTCModel) -> dict[str, Any]:

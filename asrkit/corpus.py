@@ -188,7 +188,7 @@ def _recognized(path: Path, files: Sequence[str] = ()) -> str:
     if matches:
         raise DataError(
             f"data.root: {path} looks like {' and like '.join(matches)}",
-            fix=f"say which: --data.format={matches[0]}",
+            fix=f"say which, e.g. {matches[0]}: data.format of a recipe, --format of asrkit data",
             reason="unknown_corpus",
         )
     inside = [clips.parent for depth in ("*/clips", "*/*/clips") for clips in sorted(path.glob(depth))]
@@ -198,7 +198,7 @@ def _recognized(path: Path, files: Sequence[str] = ()) -> str:
         raise DataError(
             f"data.root: {path} holds languages, not one", possible=folders, fix="give one", reason="unknown_corpus"
         )
-    fix = f"{_FIX}; or say --data.format= ({', '.join(names)})"
+    fix = f"{_FIX}; or say what it is ({', '.join(names)}): data.format of a recipe, --format of asrkit data"
     if path.is_file() and path.suffix.lower() in (".zip", ".7z", ".rar", ".bz2", ".xz", ".zst"):
         fix = "extract it and give the folder"
     raise DataError(

@@ -130,6 +130,10 @@ def train(
         brain = _brain(recipe, prepared, folder, progress, exact, tell)
         try:
             brain.run()
+            if not brain.epochs_trained:
+                tell(
+                    f"already trained, to epoch {brain.position.epoch}; training.epochs={recipe['training']['epochs']}"
+                )
         except StoppedError:
             _finish(recipe, prepared, brain, folder, scored=False)
             raise

@@ -59,7 +59,14 @@ def load_recipe(
     path = Path(path)
     if not path.is_file():
         there = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise RecipeError(f"no recipe {path}", possible=nearest(path.name, there) or None, reason="missing_recipe")
+        if path.is_dir():
+            raise RecipeError(f"{path} is a folder", fix="give a recipe, a .yaml file", reason="missing_recipe")
+        raise RecipeError(
+            f"no recipe {path}",
+            possible=nearest(path.name, there) or None,
+            fix="give the path of a .yaml file",
+            reason="missing_recipe",
+        )
     path = path.resolve()
     reader = _Reader(path.parent, Budget(), trust)
     root = reader.read(path, (), (path,))

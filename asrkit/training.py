@@ -77,6 +77,7 @@ class CTCBrain(sb.Brain):
         self.position = Position()
         self.meter = Meter()
         self.refused_in_row = 0
+        self.epochs_trained = 0  # by this process
         self.stop = StopSignal()
         self.sampler = self._sampler(train, self.options["order"], self.options.get("first_epoch"))
         self.group = UpdateGroup(self.modules)
@@ -164,6 +165,7 @@ class CTCBrain(sb.Brain):
             self.model.acoustic.objective.end_epoch(self.model.acoustic.head)
         self.seconds, self.cpu_seconds = time.monotonic() - started, time.process_time() - cpu
         self.frames_per_second = (self.meter.frames - seen) / max(self.seconds, 1e-9)
+        self.epochs_trained += 1
         self.on_stage_end(Stage.TRAIN, self.meter.nll / max(self.meter.labels, 1), epoch)
 
     def _begin_epoch(self, epoch: int) -> list[int]:

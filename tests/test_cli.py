@@ -92,6 +92,7 @@ class TestVerbs:
         )
         answer = process(code=code)
         assert answer.stdout.splitlines()[-1] == "False", answer.stdout + answer.stderr
+        assert "%%" not in answer.stdout
 
     def test_help_names_the_verbs_in_order(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert list(VERBS) == [
@@ -227,6 +228,20 @@ class TestOverrides:
         assert err == (
             "asrkit: error[usage]: the following arguments are required: recipe; fix: see `asrkit tune --help`\n"
         )
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["evaluate", "run", "--worst=-1"], "'-1'; possible: a whole number from 0"),
+            (["average", "run", "--last=0", "--output=x"], "'0'; possible: a whole number from 1"),
+            (["diagnose", "no/such"], "no folder no/such"),
+        ],
+    )
+    def test_values_that_no_verb_can_use(self, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(words) != 0
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert said in error
 
     def test_take_overrides(self) -> None:
         words = ["a", "--json", "--x.y=1", "-v", "--z", "3", "--out=o", "--", "--q=1"]

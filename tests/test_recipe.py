@@ -259,7 +259,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, write: Write) -> None:
     path.write_bytes(b"a: \xff\xfe\n")
     with pytest.raises(RecipeError, match="not UTF-8"):
         load_recipe(path)
-    with pytest.raises(RecipeError, match="no recipe"):
+    with pytest.raises(RecipeError, match="is a folder; fix: give a recipe"):
         load_recipe(tmp_path)
 
 

@@ -119,6 +119,9 @@ def test_more_epochs_go_on_from_the_end(tmp_path: Path, corpus: Path) -> None:
     run(tmp_path, corpus, ("training.epochs", 1))
     result = run(tmp_path, corpus, ("training.epochs", 3))
     assert [line["epoch"] for line in metrics(result.folder) if line["type"] == "epoch"] == [1, 2, 3]
+    assert "already trained" not in (result.folder / "log.txt").read_text()
+    run(tmp_path, corpus, ("training.epochs", 3))
+    assert "already trained, to epoch 3; training.epochs=3" in (result.folder / "log.txt").read_text()
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path, corpus: Path) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asrkit.cli.common import count
+
 if TYPE_CHECKING:
     from asrkit.checkpoint_files import Checkpoint
 
@@ -26,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder that has a model")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--last", type=int, metavar="N", help="the newest N checkpoints")
-    which.add_argument("--best", type=int, metavar="N", help="the N checkpoints that are best on dev")
+    which.add_argument("--last", type=count, metavar="N", help="the newest N checkpoints")
+    which.add_argument("--best", type=count, metavar="N", help="the N checkpoints that are best on dev")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder for the model")
     parser.add_argument(
         "--recompute",

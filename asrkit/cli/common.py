@@ -127,6 +127,13 @@ def count(text: str) -> int:
     return number
 
 
+def count_or_none(text: str) -> int:
+    """A whole number from 0, as the type of an option."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; possible: a whole number from 0")
+    return int(text)
+
+
 def status_line(result: Transcript) -> str:
     """What is said of an input that failed, as standard error can show it: odd names with escapes."""
     named = result.message.startswith(result.source)

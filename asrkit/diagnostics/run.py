@@ -16,7 +16,7 @@ from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, finding, gather
 from asrkit.diagnostics.floor import evenly, input_blind_floor
 from asrkit.diagnostics.model import check_model
-from asrkit.diagnostics.progress import judge_epochs
+from asrkit.diagnostics.progress import PATIENCE, judge_epochs
 from asrkit.errors import DataError, StorageError
 from asrkit.hearing import phase
 from asrkit.preparation import Prepared, prepare
@@ -49,7 +49,7 @@ class Diagnosis:
             place = f" in {one.layer}" if one.layer else ""
             lines += ["", f"{one.severity}[{one.code}]{place}"]
             lines += [f"  measured  {one.measured}", f"  why       {one.why}", f"  fix       {one.fix}"]
-        return "\n".join(lines if self.findings else [*lines, "nothing found"])
+        return "\n".join(lines if self.findings else [*lines, _nothing(self.figures)])
 
 
 def diagnose_run(folder: str | Path) -> Diagnosis:
@@ -60,7 +60,7 @@ def diagnose_run(folder: str | Path) -> Diagnosis:
     path = Path(folder)
     if not (path / "resolved.yaml").is_file():
         raise StorageError(
-            f"{path} is not a run folder: there is no resolved.yaml",
+            f"{path} is not a run folder: there is no resolved.yaml" if path.is_dir() else f"no folder {path}",
             possible="the folder that `asrkit train` names",
             fix="give e.g. runs/demo/sequence_batch_norm/seed1",
             reason="not_a_run",
@@ -154,6 +154,13 @@ def _figures(epochs: list[dict[str, Any]], floor: float | None) -> dict[str, Any
         figures["dev_cer"] = last["dev"]["cer"]
     where = None if floor is None else phase(train["loss"], floor)
     return {"epoch": last["epoch"], "update": last["step"], **figures, "floor": floor, "phase": where}
+
+
+def _nothing(figures: dict[str, Any]) -> str:
+    """Of a run that has hardly begun only what is wrong before training can be known."""
+    updates = figures["update"]
+    early = f" so far: {updates} update{'s' * (updates != 1)} tell nothing of how it learns (from {PATIENCE} on)"
+    return "nothing found" + early * (updates < PATIENCE)
 
 
 def _standing(figures: dict[str, Any]) -> str:
