@@ -27,7 +27,7 @@ def accept_norm(norm: Any, maker: str) -> nn.Module:
         given = "None" if norm is None else f"a {type(norm).__name__}"
         raise RecipeError(f"{maker} returns {given}", possible=NORM_CONTRACT, reason="encoder_contract")
     for name, arguments in (("forward", ("x", "mask")), ("step", ("x", "t", "mask"))):
-        if not hasattr(norm, name):
+        if getattr(norm, name, None) is None:
             continue
         try:
             inspect.signature(getattr(norm, name)).bind(*arguments)

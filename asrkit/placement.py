@@ -138,7 +138,10 @@ def offers(norm: nn.Module, method: str, *called: str) -> bool:
 
 
 def heard(norm: nn.Module) -> bool:
-    """Whether a hook waits for a call of the norm or of a part of it, beside asrkit's own look at what comes out."""
+    """Whether a hook waits for a call of the norm or of a part of it, beside asrkit's own look at what comes out.
+
+    Torch's hooks of all modules at once (`register_module_forward_hook`) are not asked: they miss norms that are fused.
+    """
     return any(
         m._forward_pre_hooks
         or m._backward_hooks

@@ -40,6 +40,7 @@ class Plugin:
 
 
 _registered: dict[tuple[str, str], type] = {}
+_silent: list[str] = []  # plugin files that registered nothing
 
 
 def _entries(kind: str) -> tuple[tuple[Plugin, EntryPoint], ...]:
@@ -138,8 +139,7 @@ def describe(kind: str, name: str) -> Plugin:
         raise RecipeError(
             f"unknown {singular} {name!r}",
             possible=nearest(str(name), {plugin.name for plugin in plugins}),
-            fix="take one of these, install the package that offers it (`asrkit plugins` lists what is installed), or "
-            "give its file with --plugin FILE.py",
+            fix=_where_from(kind, name),
             reason=f"unknown_{singular}",
         )
     if len(matches) > 1:
@@ -148,6 +148,20 @@ def describe(kind: str, name: str) -> Plugin:
             f"{singular} {name!r} is offered twice, by {offers}", fix="uninstall one of them", reason="duplicate_plugin"
         )
     return matches[0]
+
+
+def _where_from(kind: str, name: str) -> str:
+    """What to do about an unknown name."""
+    if _silent:
+        above = f'@asrkit.register_encoder("{name}")' if kind == "encoders" else f'register("{kind}", "{name}")'
+        return (
+            f"{_silent[-1]} registers nothing: put {above} above its class, or install its package (pip install -e its "
+            "folder)"
+        )
+    return (
+        "take one of these, install the package that offers it (`asrkit plugins` lists what is installed), or give its "
+        "file with --plugin FILE.py"
+    )
 
 
 def load(kind: str, name: str) -> Any:
@@ -211,11 +225,13 @@ def register(kind: str, name: str) -> Callable[[type], type]:
         _check_api(cls, f"{cls.__module__}.{cls.__qualname__}")
         taken = [plugin for plugin in list_plugins(kind) if plugin.name == name]
         ours = _registered.get((kind, name))
-        redefined = ours is not None and ours.__qualname__ == cls.__qualname__  # a notebook cell run again
+        names = [(found.__module__, found.__qualname__) for found in (ours, cls) if found is not None]
+        redefined = len(names) == 2 and names[0] == names[1]  # a notebook cell run again
         if taken and not redefined:
+            owner = taken[0].package if ours is None else f"{ours.__module__}.{ours.__qualname__} in this process"
             raise RecipeError(
-                f"{name!r} is already offered by {taken[0].package}",
-                fix="choose another name",
+                f"{name!r} is already offered by {owner}",
+                fix="choose another name" + (", or keep the class's own where it is defined again" if ours else ""),
                 reason="duplicate_plugin",
             )
         _registered[kind, name] = cls
@@ -257,6 +273,8 @@ def load_plugin_file(path: str | Path) -> None:
             fix="mend the file; with --debug you see the whole traceback",
             reason="plugin_file",
         ) from error
+    if all(before.get(key) is cls for key, cls in _registered.items()):
+        _silent.append(str(path))
 
 
 def _place(path: Path, error: BaseException) -> str:

@@ -16,6 +16,7 @@ from string import Template
 
 from asrkit import registry
 from asrkit.errors import RecipeError, StorageError
+from asrkit.vetting import scalar
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 RULE = "lowercase letters and digits, words joined by single underscores, a letter first"
@@ -47,7 +48,7 @@ class $norm(nn.Module):
     def __init__(self, size: int, options: NormOptions) -> None:
         super().__init__()
         self.eps = options.eps  # from the recipe's `norm:` section, as for every other strategy
-        self.gain = nn.Parameter(torch.full((size,), options.gain), requires_grad=options.affine)
+        self.gain = nn.Parameter(torch.full((size,), options.gain)) if options.affine else 1.0
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         # >>> Your formula goes here. x (B, T, C); mask (B, T) is True where a frame is real.
@@ -144,9 +145,11 @@ encoder promises, and what to do about a check that fails.
 
 def check_name(name: str) -> None:
     """Refuse a name that cannot be one of an encoder and of a Python module (RecipeError, `plugin_name`)."""
-    if not NAME.fullmatch(name) or keyword.iskeyword(name):
-        why = "a word of Python" if keyword.iskeyword(name) else "not a name that recipes and Python can use"
-        fix = f"take {RULE}"
+    if not NAME.fullmatch(name):
+        why, fix = "not a name that recipes and Python can use", f"take {RULE}"
+    elif keyword.iskeyword(name) or not _is_text(name):
+        why = "a word of Python" if keyword.iskeyword(name) else "a value in a recipe, not a name"
+        fix = "choose another name"
     elif name in RESERVED:
         why, fix = RESERVED[name], "choose another name"
     elif owners := [plugin for plugin in registry.list_plugins("encoders") if plugin.name == name]:
@@ -158,6 +161,14 @@ def check_name(name: str) -> None:
     else:
         return
     raise RecipeError(f"{name!r} is {why}", possible=_nearest_free(name), fix=fix, reason="plugin_name")
+
+
+def _is_text(name: str) -> bool:
+    """Whether YAML reads `--encoder=name` as a word, and not as true, null or the like."""
+    try:
+        return scalar(name, True, "", "") == name
+    except RecipeError:
+        return False
 
 
 def _importable(name: str) -> bool:
@@ -189,7 +200,7 @@ def _candidates(name: str) -> Iterator[str]:
 
 def _is_free(name: str) -> bool:
     taken = {plugin.name for plugin in registry.list_plugins("encoders")}
-    return not (keyword.iskeyword(name) or name in RESERVED or name in taken or _importable(name))
+    return _is_text(name) and not (keyword.iskeyword(name) or name in RESERVED or name in taken or _importable(name))
 
 
 def package_name(name: str) -> str:

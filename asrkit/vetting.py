@@ -245,7 +245,7 @@ def scalar(text: str, plain: bool, tag: str, where: str) -> str | int | float | 
     if _INT.fullmatch(text):
         kinds["int"] = lambda: int(text, 0 if text[:2] in ("0x", "0o") else 10)
     if _FLOAT.fullmatch(text) or _NOT_FINITE.fullmatch(text):
-        kinds["float"] = lambda: float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        kinds["float"] = lambda: float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if tag and tag not in kinds:
         raise RecipeError(f"{where}: {text[:60]!r} is not of type !!{tag}", reason="value")
     if plain and _YES_NO.fullmatch(text):

@@ -661,6 +661,57 @@ class FalseRowNorm(Normed):
     norm_class, batch_statistics, caught_by = Norm, False, "hints"
 
 
+class RuledNorm(BatchNorm):
+    """A batch norm with a rule that says what its forward does, unless a subclass says otherwise."""
+
+    other_eps, forgets = 0.0, False
+
+    def rule(self, frames: Any) -> Any:
+        from asrkit.normalization import Rule, Standard
+
+        moments = frames.moments("batch")
+        eps = self.eps + self.other_eps * self.training
+        if not self.training:
+            moments = moments._replace(mean=self.mean.view(1, 1, -1), var=self.var.view(1, 1, -1))
+            return Rule(moments, Standard("batch", eps), (self.gain, self.bias), None)
+        if not self.forgets:
+            with torch.no_grad():
+                self.mean.lerp_(moments.mean[0, 0], 0.1)
+                self.var.lerp_(moments.var[0, 0], 0.1)
+        return Rule(moments, Standard("batch", eps), (self.gain, self.bias), torch.ones_like(moments.frames))
+
+
+class TrueRule(StackEncoder):
+    """Right."""
+
+    batch_statistics = True
+
+    def make_norm(self, size: int) -> nn.Module:
+        return RuledNorm(size, self.norm.eps)
+
+
+class RuleOfAnotherEps(Normed):
+    class Norm(RuledNorm):
+        other_eps = 1.0
+
+    norm_class, caught_by = Norm, "hints"
+
+
+class RuleThatRemembersNothing(Normed):
+    class Norm(RuledNorm):
+        forgets = True
+
+    norm_class, caught_by = Norm, "hints"
+
+
+class NoRule(Normed):
+    class Norm(BatchNorm):
+        def rule(self, frames: Any) -> None:
+            return None
+
+    norm_class, caught_by = Norm, "hints"
+
+
 def subclasses(cls: type) -> list[type]:
     return [inner for child in cls.__subclasses__() for inner in (child, *subclasses(child))]
 

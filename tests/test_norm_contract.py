@@ -153,3 +153,25 @@ def test_what_a_wrap_draws_is_no_number_of_other_layers() -> None:
         built = encoder(Norm(lambda x, mask: x), [*layers, {"gru": {"size": 3, "norm": "gates"}}], wrap)
         last.append(list(built.stack.layers[-2:].parameters()))
     torch.testing.assert_close(*last, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["row_norm", "rule"])
+def test_hints_that_return_something_else(name: str) -> None:
+    """The layer asks for them instead of forward; what they return is looked at."""
+
+    class Hinted(Norm):
+        pass
+
+    setattr(Hinted, name, lambda self, *frames: (1.0, 2.0))
+    guest = encoder(Hinted(lambda x, mask: x), [{"gru": {"size": 4, "norm": "gates"}}])
+    with pytest.raises(RecipeError, match=rf"{name}\(.*\) of the norm Hinted returns a tuple") as caught:
+        guest(*BATCH)
+    assert caught.value.reason == "encoder_contract"
+
+
+def test_no_step_is_no_step() -> None:
+    class Without(Norm):
+        step = None
+
+    out, _ = encoder(Without(lambda x, mask: x), INSIDE)(*BATCH)
+    assert out.shape == (2, 5, 4)

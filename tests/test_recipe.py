@@ -129,6 +129,8 @@ def test_a_missing_value_names_the_option(write: Write) -> None:
         ("b: 0x1F\n", 31),
         ("b: ~\n", None),
         ("b: -.inf\n", -math.inf),
+        ("b: .INF\n", math.inf),
+        ("b: [.Inf, .inf, -.INF]\n", [math.inf, math.inf, -math.inf]),
         ("c: &x [1, 2]\nb: [*x, *x]\n", [[1, 2], [1, 2]]),
         ("b: ñandú\n", "ñandú"),
     ],
@@ -518,3 +520,8 @@ def test_an_unreadable_recipe(write: Write, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(StorageError, match="cannot be read"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("text", [".nan", ".NaN", ".NAN"])
+def test_every_spelling_of_nan(write: Write, text: str) -> None:
+    assert math.isnan(load_recipe(write(f"b: {text}\n"))["b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from broken_encoders import BROKEN, BatchNorm, Frames, Normed, ThirdParty
+from broken_encoders import BROKEN, BatchNorm, Frames, Normed, ThirdParty, TrueRule
 from torch import Tensor, nn
 
 from asrkit import registry
 from asrkit.cli import main
-from asrkit.encoders import Encoder
+from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import RecipeError
 from asrkit.masking import frame_mask
 from asrkit.testing import (
@@ -48,6 +49,38 @@ class TestRightOnes:
 
     def test_a_batch_norm_passes(self) -> None:
         assert failed(check_encoder(Normed)) == {}
+
+    def test_a_norm_with_a_true_rule_passes(self) -> None:
+        """In training and in eval; the gates take it instead of forward."""
+        results = check_encoder(TrueRule)
+        assert failed(results) == {}
+        assert next(result.status for result in results if result.check == "hints") == "ok"
+
+    def test_constant_parameters_are_no_faults(self) -> None:
+        """Of asrkit's own and of the example package's: without `affine` neither has a gain."""
+        path = ROOT / "plugins" / "asrkit-rmsnorm" / "simple_rms_norm.py"
+        spec = importlib.util.spec_from_file_location("simple_rms_norm_of_a_test", path)
+        assert spec is not None
+        assert spec.loader is not None
+        guest = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(guest)
+        x, mask = torch.randn(2, 5, 6), torch.ones(2, 5, dtype=torch.bool)
+        found = []
+        for cls in (registry.load("encoders", "rms_norm"), guest.SimpleRMSNormEncoder):
+            assert failed(check_encoder(cls, affine=False, gain=0.1)) == {}
+            found.append(cls(6, ["norm"], NormOptions(affine=False, gain=0.1)).make_norm(6)(x, mask))
+        torch.testing.assert_close(*found)
+
+    def test_a_frozen_gain_is_no_fault(self) -> None:
+        class Frozen(ThirdParty):
+            def make_norm(self, size: int) -> nn.Module:
+                return super().make_norm(size).requires_grad_(False)
+
+        assert failed(check_encoder(Frozen, checks=["derivative", "norm_derivative", "gradients"])) == {}
+
+    def test_dropout_between_recurrent_layers_is_switched_off(self) -> None:
+        stacks = {"s": ["norm", {"bigru": {"size": 4, "layers": 2, "dropout": 0.5}}]}
+        assert failed(check_encoder("layer_norm", checks=["padding_train", "batch_statistics"], stacks=stacks)) == {}
 
     def test_a_window_of_context_can_be_exported(self) -> None:
         """In a trace it is cut otherwise, since ONNX knows no unfold for an unknown number of frames."""
@@ -222,6 +255,7 @@ class TestUse:
             ({"encoder": "layer_nrm"}, "unknown_encoder"),
             ({"encoder": Frames, "checks": ["paddings"]}, "unknown_check"),
             ({"encoder": Frames, "epsilon": 1.0}, "plugin_option"),
+            ({"encoder": Frames, "batch": "micro"}, "plugin_option"),
             ({"encoder": Frames, "eps": -1.0}, "value"),
             ({"encoder": Frames, "masked": 1}, "value"),
             ({"encoder": nn.Linear}, "encoder_contract"),

@@ -284,6 +284,28 @@ def test_a_plugin_file_that_registers_a_taken_name_says_so(tmp_path: Path) -> No
     assert caught.value.reason == "duplicate_plugin"
 
 
+def test_a_plugin_file_that_registers_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the file of `asrkit plugins new`, which is installed and has no decorator."""
+    monkeypatch.setattr(registry, "_silent", [])
+    path = tmp_path / "mine.py"
+    path.write_text("class E:\n    pass\n")
+    registry.load_plugin_file(path)
+    with pytest.raises(RecipeError, match=r"mine\.py registers nothing: put @asrkit\.register_encoder\(\"my_norm\"\)"):
+        registry.load("encoders", "my_norm")
+
+
+def test_two_plugin_files_that_offer_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With classes of one name too; a file that is loaded again offers what it offered."""
+    monkeypatch.setattr(registry, "_registered", {})
+    body = "import asrkit\n@asrkit.register_encoder('same')\nclass Same(asrkit.StackEncoder):\n    pass\n"
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(body)
+    registry.load_plugin_file(tmp_path / "one.py")
+    registry.load_plugin_file(tmp_path / "one.py")
+    with pytest.raises(RecipeError, match=r"'same' is already offered by asrkit_plugin_one\.Same in this process"):
+        registry.load_plugin_file(tmp_path / "two.py")
+
+
 # Encoders that do not keep the contract.
 
 

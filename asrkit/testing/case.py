@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import AsrkitError
+from asrkit.recurrent import Recurrent
 from asrkit.testing.result import CheckFailed, NotApplicable
 
 INPUT = 8  # features of the kit's utterances
@@ -78,7 +79,7 @@ class Case:
         for module in encoder.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
-            elif isinstance(module, nn.RNNBase):
+            elif isinstance(module, nn.RNNBase | Recurrent):
                 module.dropout = 0.0
         return encoder
 

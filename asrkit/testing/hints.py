@@ -2,7 +2,8 @@
 
 `identity`: may be left out. `per_feature`: features do not see each other, so they may be grouped. `order_free`: a
 permutation of an utterance's real frames permutes the output. `row_norm()`: gain, bias, eps and whether it is centred,
-of a norm of each frame. Without a hint the layer takes the long way, which is always right.
+of a norm of each frame. `rule(frames)`: what `forward` standardizes by. Without a hint the layer takes the long way,
+which is always right.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.encoders import StackEncoder
+from asrkit.normalization import PaddedFrames, standardize
+from asrkit.packed_norms import checked_rule
 from asrkit.testing.case import Case
 from asrkit.testing.result import NotApplicable
 from asrkit.testing.scope import SIZE, scope_batch
@@ -27,14 +30,16 @@ def check_hints(case: Case) -> None:
         raise NotApplicable("it has no make_norm: there is no norm to look at")
     norm = encoder.make_norm(SIZE)
     given = [hint for hint in HINTS if getattr(norm, hint, False) is True]
-    row = getattr(norm, "row_norm", None)
-    if not given and (row is None or row() is None):
+    row, rule = (getattr(norm, name, None) for name in ("row_norm", "rule"))
+    if not given and rule is None and (row is None or row() is None):
         raise NotApplicable("its norm gives no hints, and recurrent layers take the long way")
     for training in (True, False):
         for hint in given:
             _CHECKS[hint](case, encoder, training)
         if row is not None and row() is not None:
             _row_norm(case, encoder, training)
+        if rule is not None:
+            _rule(case, encoder, training)
 
 
 def _norm(encoder: StackEncoder, size: int, training: bool, features: slice = slice(None)) -> nn.Module:
@@ -98,6 +103,22 @@ def _row_norm(case: Case, encoder: StackEncoder, training: bool) -> None:
     if hasattr(norm, "step"):
         out = torch.stack([norm.step(x[:, t], t, mask[:, t]) for t in range(x.shape[1])], 1)
         case.close(out[mask], expected[mask], 1e-8, "row_norm() and the norm's step differ by")
+
+
+def _rule(case: Case, encoder: StackEncoder, training: bool) -> None:
+    """One norm by its forward, another by its rule: outputs, gradients, and what they remember."""
+    (x, mask), found = _batch(), list[dict[str, Any]]()
+    for by_rule in (False, True):
+        norm, leaf = _norm(encoder, SIZE, training), x.clone().requires_grad_()
+        y = standardize(leaf, mask, *checked_rule(norm, PaddedFrames(leaf, mask))) if by_rule else norm(leaf, mask)
+        case.loss(y[mask]).backward()  # type: ignore[no-untyped-call]
+        gradients = {f"the gradient of {name}": p.grad for name, p in norm.named_parameters() if p.grad is not None}
+        found.append({"the output": y[mask], "the gradient of the input": leaf.grad, **gradients,
+                      **{f"buffer {name}": value.double() for name, value in norm.named_buffers()}})  # fmt: skip
+    forward, rule = found
+    case.require(forward.keys() == rule.keys(), "by rule() and by forward, not the same parameters have a gradient")
+    for name, expected in forward.items():
+        case.close(rule[name], expected, 1e-8, f"by rule() and by forward, {name} differs by")
 
 
 _CHECKS = {"identity": _identity, "per_feature": _per_feature, "order_free": _order_free}

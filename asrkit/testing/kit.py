@@ -204,12 +204,12 @@ def iterate_checks(
 
 def make_kit(encoder: str | type[Encoder], stacks: Mapping[str, list[Any]] | None = None, **norm: Any) -> Kit:
     """The kit for an encoder's name or class; errors as in `check_encoder`."""
-    try:
-        options = norm_options(**norm)
-    except TypeError as error:
-        raise RecipeError(
-            f"norm: {error}", fix="give entries of the `norm:` section", reason="plugin_option"
-        ) from error
+    known = [field.name for field in dataclasses.fields(NormOptions)]
+    for key in norm:
+        if key not in known:
+            what = "norm.batch is of training, no norm sees it" if key == "batch" else f"unknown option norm.{key}"
+            raise RecipeError(what, possible=nearest(key, known), fix="leave it out", reason="plugin_option")
+    options = norm_options(**norm)
     for key, value in norm.items():
         RULES[f"norm.{key}"].check(f"norm.{key}", value)
     if not isinstance(encoder, str) and not (isinstance(encoder, type) and issubclass(encoder, Encoder)):

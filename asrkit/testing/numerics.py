@@ -79,6 +79,8 @@ def _compare_differences(
     value(module, x).backward()  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(3)
     for name, leaf in {"the input": x, **dict(module.named_parameters())}.items():
+        if not leaf.requires_grad:  # a constant
+            continue
         direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
         values = []
         for sign in (1, -1):

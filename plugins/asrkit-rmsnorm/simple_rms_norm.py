@@ -21,7 +21,7 @@ class SimpleRMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, gain: float, affine: bool) -> None:
         super().__init__()
-        self.eps, self.gain = eps, nn.Parameter(torch.full((size,), gain), requires_grad=affine)
+        self.eps, self.gain = eps, nn.Parameter(torch.full((size,), gain)) if affine else 1.0
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.gain * x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
