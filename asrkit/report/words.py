@@ -11,6 +11,8 @@ from asrkit.report.collect import StudyResult
 from asrkit.report.learning import Pace, model_hears
 from asrkit.report.measures import Final
 
+NAMED = 8  # arms in a sentence
+
 
 def context_name(context: str) -> str:
     """`model1--depth-3` -> `model1, depth-3`."""
@@ -82,7 +84,7 @@ def headlines(
         lines.append(_stands("differ in how fast they learn", speeds))
     lines += rates_in_words(found) + versions_in_words(found)
     if before := found.study.get("tested_before") or {}:
-        arms = ", ".join(f"{context_name(arm)} ({' and '.join(map(str, rates))})" for arm, rates in before.items())
+        arms = _some([f"{context_name(arm)} ({' and '.join(map(str, rates))})" for arm, rates in before.items()])
         lines.append(f"test was decoded before with a learning rate that is not the arm's now: {arms}; the choice is "
                      "dev's, and test no longer untouched")  # fmt: skip
     over = [model_hears(cell) for cell in found.cells if cell.over and cell.row.get("chosen")]
@@ -108,9 +110,15 @@ def rates_in_words(found: StudyResult) -> list[str]:
         if at:
             lines.append(
                 f"the best learning rate of {len(at)} of {len(arms)} arms is the {name} one tried, {last:g}; a better "
-                f"one may lie beyond (--lr='[{wider}]'): {'; '.join(at)}"
+                f"one may lie beyond (--lr='[{wider}]'): {_some(at)}"
             )
     return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few; of many the first ones, as the tables have them all."""
+    more = len(names) - NAMED
+    return "; ".join(names[:NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def versions_in_words(found: StudyResult) -> list[str]:

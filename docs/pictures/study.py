@@ -133,8 +133,12 @@ def draw_rates(study: StudyResult, path: Path) -> None:
     model that does not hear its input."""
     contexts = study.contexts()
     encoders = list(dict.fromkeys(arm["encoder"] for arm in study.arms))
-    figure, panels = plt.subplots(1, len(contexts), figsize=(3.1 * len(contexts), 3.3), sharey=True, squeeze=False)
-    for panel, (context, arms) in zip(panels.flat, contexts.items(), strict=True):
+    columns = min(5, len(contexts))
+    rows = -(-len(contexts) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.9 * rows + 0.4), sharey=True, squeeze=False)
+    for panel in panels.flat[len(contexts) :]:
+        panel.set_axis_off()
+    for panel, (context, arms) in zip(panels.flat, contexts.items(), strict=False):
         for arm in arms:
             place = encoders.index(arm["encoder"])
             colour, tried = LIGHT[place % len(LIGHT)], [one for one in arm["tuning"] if one["dev_cer"] is not None]
@@ -153,9 +157,10 @@ def draw_rates(study: StudyResult, path: Path) -> None:
         panel.set_xlabel("learning rate / 0.001")
         panel.set_ylim(0, 102)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("dev CER [%]; hollow: hears nothing")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("dev CER [%]; hollow: hears nothing")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(encoders), frameon=False)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
