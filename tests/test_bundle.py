@@ -419,7 +419,7 @@ def test_unknown_device_is_the_readers_mistake(trained: tuple[Result, Path]) -> 
         with pytest.raises(RecipeError) as error:
             asrkit.load(trained[0].bundle, device)
         assert error.value.reason == "device"
-        assert len(str(error.value)) < 150
+        assert "xpu" not in str(error.value)  # torch's list of two dozen
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32", "int8", "uint8", "float64", "float32"])

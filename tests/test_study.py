@@ -573,7 +573,7 @@ class TestRunner:
         self.lines: list[str] = []
 
     def test_all_cells_once_and_not_more_than_allowed_at_a_time(self, tmp_path: Path, fake: Callable) -> None:
-        fake("time.sleep(0.1)")
+        fake("time.sleep(0.7)")  # longer than three processes take to start on a busy machine
         study = grid(tmp_path, encoders=2, rates=2, seeds=3)
         study.definition["budget"]["processes"] = 3
         summary = self.go(study, tmp_path / "s")
