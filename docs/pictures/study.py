@@ -49,7 +49,9 @@ def draw(curves: dict[tuple[str, str], dict[int, Curve]], path: Path) -> None:
     encoders = list(dict.fromkeys(encoder for _, encoder in curves))
     columns = min(4, len(contexts))
     rows = -(-len(contexts) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.7 * rows + 0.5), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(max(3.1 * columns, 7.6), 2.7 * rows + 0.5), sharey=True, squeeze=False
+    )
     for panel, context in zip(panels.flat, contexts, strict=False):
         for place, encoder in enumerate(encoders):
             seeds = curves.get((context, encoder), {})
@@ -135,7 +137,9 @@ def draw_rates(study: StudyResult, path: Path) -> None:
     encoders = list(dict.fromkeys(arm["encoder"] for arm in study.arms))
     columns = min(5, len(contexts))
     rows = -(-len(contexts) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.9 * rows + 0.4), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(max(3.1 * columns, 7.6), 2.9 * rows + 0.4), sharey=True, squeeze=False
+    )
     for panel in panels.flat[len(contexts) :]:
         panel.set_axis_off()
     for panel, (context, arms) in zip(panels.flat, contexts.items(), strict=False):
