@@ -47,6 +47,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, step: int, *, verify: bool) -> Checkpoint:
+    """The checkpoint in `path`, of update `step`; its state is always checked, with `verify` its tensors too.
+
+    Raises Damaged where something is missing or is not what was written.
+    """
     manifest = _manifest(path)
     if manifest["step"] != step:
         raise Damaged(f"{MANIFEST} is of step {manifest['step']}")
@@ -86,6 +90,7 @@ def _read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
 
 
 def refuse_non_finite(part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise NumericError (`non_finite_checkpoint`) for NaN or infinity; part: model or optimizer, for the words."""
     for name, tensor in tensors.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             wrong = int((~torch.isfinite(tensor)).sum())
@@ -97,10 +102,13 @@ def refuse_non_finite(part: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors of any device as a safetensors file."""
     return safetensors.torch.save({k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()})
 
 
 def state_to_bytes(state: Mapping[str, Any]) -> bytes:
+    """Plain data, numbers of NumPy and torch among them, as JSON. Raises StorageError (`state`) for anything else."""
+
     def plain(value: Any) -> Any:
         if hasattr(value, "item") and getattr(value, "size", None) is not None:
             return value.item()  # a number of NumPy or torch

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.errors import AsrkitError, RecipeError
+from asrkit.moments import Moments
+from asrkit.normalization import Frames, Rule
 from asrkit.randomness import kept_generators
+from asrkit.rows import RowNorm
 
 NORM_CONTRACT = "an nn.Module: norm(x (B, T, C), mask (B, T)) -> (B, T, C)"
 
@@ -64,6 +67,37 @@ def check_output(norm: nn.Module, x: Tensor, y: Any) -> None:
         f"the norm {type(norm).__name__} returns {found} for x {tuple(x.shape)} of {x.dtype}",
         possible="a tensor of x's shape and type",
         fix="sums over an axis want keepdim=True, new tensors x.dtype; give back the tensor alone",
+        reason="encoder_contract",
+    )
+
+
+def row_norm_of(norm: nn.Module) -> RowNorm | None:
+    """What the norm's `row_norm()` returns; RecipeError (`encoder_contract`) unless it is a RowNorm or None."""
+    row = norm.row_norm()  # type: ignore[operator]
+    if row is None or isinstance(row, RowNorm):
+        return row
+    raise _false_hint("row_norm()", norm, row, "an asrkit.normalization.RowNorm, or None where it is no norm of rows")
+
+
+def rule_of(norm: nn.Module, frames: Frames) -> Rule:
+    """What the norm's `rule(frames)` returns; RecipeError (`encoder_contract`) unless it is a Rule whose moments have
+    an axis each for utterances, steps and features."""
+    rule = norm.rule(frames)  # type: ignore[operator]
+    if isinstance(rule, Rule) and isinstance(rule.moments, Moments) and all(m.dim() == 3 for m in rule.moments):
+        return rule
+    possible = "an asrkit.normalization.Rule(moments, how, gains, own) with moments (1, 1 or T, C)"
+    raise _false_hint("rule(frames)", norm, rule, possible)
+
+
+def _false_hint(hint: str, norm: nn.Module, given: Any, possible: str) -> RecipeError:
+    found = f"a {type(given).__name__}"
+    if isinstance(given, Rule):
+        shapes = [tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in given.moments]
+        found += f" with moments {', '.join(map(str, shapes))}"
+    return RecipeError(
+        f"{hint} of the norm {type(norm).__name__} returns {found}",
+        possible=possible,
+        fix=f"leave {hint.partition('(')[0]} out: then forward is called",
         reason="encoder_contract",
     )
 

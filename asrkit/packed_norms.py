@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from asrkit.errors import RecipeError
 from asrkit.moments import CACHED, Moments, finished, pool
-from asrkit.normalization import Frames, Rule, Standard, shared
+from asrkit.norm_contract import rule_of
+from asrkit.normalization import Rule, Standard, shared
 from asrkit.placement import GroupedNorm, heard, offers
 from asrkit.projection import project
 from asrkit.row_scale import RowScale
@@ -48,7 +49,7 @@ def normed_project(
         return rows_normalized(sums, gain, bias, twice, groups, scale.eps, room)
     sums = project(x, weight.roll(turn, 1), None, order)
     rules = [
-        checked_rule(norm.norms[0], PackedFrames(sums[d * each : (d + 1) * each], mask, order, turn))
+        rule_of(norm.norms[0], PackedFrames(sums[d * each : (d + 1) * each], mask, order, turn))
         for d, norm in enumerate(norms)
     ]
 
@@ -69,20 +70,6 @@ def known(norms: list[GroupedNorm], directions: int) -> bool:
     if not norms or (len(norms) == directions and RowScale.of(norms, torch.float32) is not None):
         return True
     return all(len(norm.norms) == 1 and offers(norm.norms[0], "rule") and not heard(norm) for norm in norms)
-
-
-def checked_rule(norm: nn.Module, frames: Frames) -> Rule:
-    """What the norm's `rule(frames)` returns. Raises RecipeError (`encoder_contract`) unless it is a Rule whose moments
-    have an axis each for utterances, steps and features."""
-    rule = norm.rule(frames)  # type: ignore[operator]
-    if isinstance(rule, Rule) and isinstance(rule.moments, Moments) and all(m.dim() == 3 for m in rule.moments):
-        return rule
-    raise RecipeError(
-        f"rule(frames) of the norm {type(norm).__name__} returns a {type(rule).__name__}",
-        possible="an asrkit.normalization.Rule(moments, how, gains, own) with moments (1, 1 or T, C)",
-        fix="leave rule out: then forward is called",
-        reason="encoder_contract",
-    )
 
 
 class PackedFrames:

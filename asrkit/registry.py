@@ -273,7 +273,7 @@ def load_plugin_file(path: str | Path) -> None:
             fix="mend the file; with --debug you see the whole traceback",
             reason="plugin_file",
         ) from error
-    if all(before.get(key) is cls for key, cls in _registered.items()):
+    if _registered == before:
         _silent.append(str(path))
 
 

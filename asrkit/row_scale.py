@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from asrkit.errors import RecipeError
+from asrkit.norm_contract import row_norm_of
 from asrkit.placement import GroupedNorm, heard, offers
-from asrkit.rows import RowNorm
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class RowScale:
         somebody would miss a call of theirs, or of what is `called` beside `forward`."""
         if any(heard(side) or not all(offers(norm, "row_norm", *called) for norm in side.norms) for side in sides):
             return None
-        found = [[_row_norm(norm) for norm in side.norms] for side in sides]
+        found = [[row_norm_of(norm) for norm in side.norms] for side in sides]
         rows = [row for side in found for row in side if row is not None]
         rules = {(row.centred, row.eps, row.weight is None, row.bias is None) for row in rows}
         if len(rows) < sum(map(len, found)) or len(rules) > 1:
@@ -69,15 +68,3 @@ class RowScale:
         member = torch.arange(len(self.groups)).repeat_interleave(torch.tensor(self.groups) // size)
         same = (member[:, None] == member).to(weight)
         return same / (same.sum(1, keepdim=True) * size)
-
-
-def _row_norm(norm: nn.Module) -> RowNorm | None:
-    row = norm.row_norm()  # type: ignore[operator]
-    if row is None or isinstance(row, RowNorm):
-        return row
-    raise RecipeError(
-        f"row_norm() of the norm {type(norm).__name__} returns a {type(row).__name__}",
-        possible="an asrkit.normalization.RowNorm, or None where it is no norm of rows",
-        fix="leave row_norm out: then forward is called",
-        reason="encoder_contract",
-    )

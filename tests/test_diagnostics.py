@@ -31,7 +31,7 @@ from asrkit.diagnostics import (
 )
 from asrkit.diagnostics.findings import finding, gather, sort
 from asrkit.diagnostics.progress import judge_epochs
-from asrkit.diagnostics.run import diagnose_run
+from asrkit.diagnostics.run import Diagnosis, diagnose_run
 from asrkit.errors import DataError
 from asrkit.experiment import train
 from asrkit.recipe import load_recipe
@@ -576,3 +576,13 @@ def test_a_trained_model_raises_no_alarm(tmp_path: Path, corpus: Path, encoder: 
     assert diagnosis.figures["update"] > 30
     assert diagnosis.figures["phase"] == "below_floor"
     assert diagnosis.findings == []
+
+
+@pytest.mark.parametrize(
+    ("updates", "early"), [(1, " so far: 1 update tell"), (299, " so far: 299 updates tell"), (300, "")]
+)
+def test_nothing_found_is_not_said_of_a_run_that_has_hardly_begun(updates: int, early: str) -> None:
+    figures = {"epoch": 1, "update": updates, "loss": 3.0, "floor": None, "phase": None, "blank": 0.9, "empty": 0.5}
+    last = Diagnosis(Path("run"), [], figures).text().splitlines()[-1]
+    assert last.startswith(f"nothing found{early}")
+    assert (last == "nothing found") == (updates >= 300)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from asrkit.encoders import StackEncoder
 from asrkit.errors import RecipeError
+from asrkit.moments import Moments
+from asrkit.normalization import Rule, Standard
 
 INSIDE = [{"gru": {"size": 4, "norm": "recurrent"}}]
 
@@ -167,6 +169,19 @@ def test_hints_that_return_something_else(name: str) -> None:
     with pytest.raises(RecipeError, match=rf"{name}\(.*\) of the norm Hinted returns a tuple") as caught:
         guest(*BATCH)
     assert caught.value.reason == "encoder_contract"
+
+
+def test_a_rule_with_moments_of_another_shape() -> None:
+    class Ruled(Norm):
+        per_feature = True
+
+        def rule(self, frames: Any) -> Rule:
+            moments = frames.moments("batch")
+            return Rule(Moments(*(m[0, 0] for m in moments)), Standard("batch"), (None, None), None)
+
+    guest = encoder(Ruled(lambda x, mask: x), [{"gru": {"size": 4, "norm": "gates"}}])
+    with pytest.raises(RecipeError, match=r"norm Ruled returns a Rule with moments \(12,\), \(12,\), \(1,\); possible"):
+        guest(*BATCH)
 
 
 def test_no_step_is_no_step() -> None:

@@ -377,11 +377,6 @@ class TestProof:
         assert error.value.reason == "not_only_the_axis"
         assert not (tmp_path / "study" / "cells").exists()
 
-
-class Identity(torch.nn.Module):
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return x
-
     def test_the_sources_that_a_run_computes_with(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for place in ("asrkit/scan.py", "asrkit/cli/study.py", "asrkit_norms/layer_norm.py"):
             (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -407,6 +402,11 @@ class Identity(torch.nn.Module):
         assert hashed() not in (first, second)
         monkeypatch.undo()
         assert hashed() == installed
+
+
+class Identity(torch.nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x
 
 
 class TestCell:

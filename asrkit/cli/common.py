@@ -121,17 +121,19 @@ def one_line(text: object) -> str:
 
 def count(text: str) -> int:
     """A whole number from 1, as the type of an option."""
-    number = int(text) if text.strip().isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; possible: a whole number from 1")
-    return number
+    return _whole(text, 1)
 
 
-def count_or_none(text: str) -> int:
+def count_or_zero(text: str) -> int:
     """A whole number from 0, as the type of an option."""
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}; possible: a whole number from 0")
-    return int(text)
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    number = int(text) if text.strip().isdecimal() else -1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; possible: a whole number from {least}")
+    return number
 
 
 def status_line(result: Transcript) -> str:

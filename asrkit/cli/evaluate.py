@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from asrkit.cli.common import count_or_none
+from asrkit.cli.common import count_or_zero
 from asrkit.cli.decoding_options import add_decoding_options, decoder_settings
 
 HELP = "score a trained model: WER, CER, 95 % intervals over speakers, worst utterances aligned"
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder, or a model folder with --data.root=...")
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="default test")
     parser.add_argument(
-        "--worst", type=count_or_none, default=5, metavar="N", help="how many of the worst utterances (default 5)"
+        "--worst", type=count_or_zero, default=5, metavar="N", help="how many of the worst utterances (default 5)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
     parser.add_argument(

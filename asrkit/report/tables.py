@@ -54,10 +54,10 @@ def proof_table(found: StudyResult) -> Table:
     groups: dict[str, list[dict[str, object]]] = {}
     for row in found.study.get("proof") or []:
         groups.setdefault(str(row.get("group")), []).append(row)
-    rows = []
+    rows, columns = [], (*COMPARED, "code")
     for group, members in groups.items():
         shown = []
-        for key in (*COMPARED, "code"):
+        for key in columns:
             values = list(dict.fromkeys(str(m[key]) for m in members if m.get(key) is not None))
             short = [value[:8] for value in values]
             shown.append(NONE if not values else short[0] if len(values) == 1 else f"≠ {', '.join(short)}")
@@ -68,7 +68,7 @@ def proof_table(found: StudyResult) -> Table:
         "the same number of updates; ≠ marks what differs. Code: sources of asrkit and torch's version, which may "
         "differ where a study went on after an upgrade. First 8 digits of hashes; in full in report.json."
     )
-    return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *COMPARED, "code"), rows)
+    return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *columns), rows)
 
 
 def rates_table(found: StudyResult) -> Table:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.encoders import StackEncoder
+from asrkit.norm_contract import rule_of
 from asrkit.normalization import PaddedFrames, standardize
-from asrkit.packed_norms import checked_rule
 from asrkit.testing.case import Case
 from asrkit.testing.result import NotApplicable
 from asrkit.testing.scope import SIZE, scope_batch
@@ -110,7 +110,7 @@ def _rule(case: Case, encoder: StackEncoder, training: bool) -> None:
     (x, mask), found = _batch(), list[dict[str, Any]]()
     for by_rule in (False, True):
         norm, leaf = _norm(encoder, SIZE, training), x.clone().requires_grad_()
-        y = standardize(leaf, mask, *checked_rule(norm, PaddedFrames(leaf, mask))) if by_rule else norm(leaf, mask)
+        y = standardize(leaf, mask, *rule_of(norm, PaddedFrames(leaf, mask))) if by_rule else norm(leaf, mask)
         case.loss(y[mask]).backward()  # type: ignore[no-untyped-call]
         gradients = {f"the gradient of {name}": p.grad for name, p in norm.named_parameters() if p.grad is not None}
         found.append({"the output": y[mask], "the gradient of the input": leaf.grad, **gradients,

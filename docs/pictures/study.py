@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -43,15 +44,22 @@ def curves_of(study: StudyResult) -> dict[tuple[str, str], dict[int, Curve]]:
     return found
 
 
+def panels_for(count: int, most: int, height: float) -> tuple[Any, np.ndarray]:
+    """A figure and its panels (rows, columns), `most` in a row of `height` inches; as wide as its legend at least."""
+    columns = min(most, count)
+    rows = -(-count // columns)
+    size = max(3.1 * columns, 7.6), height * rows + 0.5
+    figure, panels = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for panel in panels.flat[count:]:
+        panel.set_axis_off()
+    return figure, panels
+
+
 def draw(curves: dict[tuple[str, str], dict[int, Curve]], path: Path) -> None:
     """A panel for every context; a line for every encoder: mean over seeds, band from the least to the most."""
     contexts = list(dict.fromkeys(context for context, _ in curves))
     encoders = list(dict.fromkeys(encoder for _, encoder in curves))
-    columns = min(4, len(contexts))
-    rows = -(-len(contexts) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(max(3.1 * columns, 7.6), 2.7 * rows + 0.5), sharey=True, squeeze=False
-    )
+    figure, panels = panels_for(len(contexts), 4, 2.7)
     for panel, context in zip(panels.flat, contexts, strict=False):
         for place, encoder in enumerate(encoders):
             seeds = curves.get((context, encoder), {})
@@ -71,7 +79,7 @@ def draw(curves: dict[tuple[str, str], dict[int, Curve]], path: Path) -> None:
     panels[0, 0].set_ylabel("dev CER [%]")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0.09 / rows, 1, 1))
+    figure.tight_layout(rect=(0, 0.09 / len(panels), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
@@ -135,13 +143,7 @@ def draw_rates(study: StudyResult, path: Path) -> None:
     model that does not hear its input."""
     contexts = study.contexts()
     encoders = list(dict.fromkeys(arm["encoder"] for arm in study.arms))
-    columns = min(5, len(contexts))
-    rows = -(-len(contexts) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(max(3.1 * columns, 7.6), 2.9 * rows + 0.4), sharey=True, squeeze=False
-    )
-    for panel in panels.flat[len(contexts) :]:
-        panel.set_axis_off()
+    figure, panels = panels_for(len(contexts), 5, 2.9)
     for panel, (context, arms) in zip(panels.flat, contexts.items(), strict=False):
         for arm in arms:
             place = encoders.index(arm["encoder"])
@@ -164,7 +166,7 @@ def draw_rates(study: StudyResult, path: Path) -> None:
     for panel in panels[:, 0]:
         panel.set_ylabel("dev CER [%]; hollow: hears nothing")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(encoders), frameon=False)
-    figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
+    figure.tight_layout(rect=(0, 0.08 / len(panels), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
