@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from asrkit.ctc import BLANK, ctc_loss, required_frames
 from asrkit.errors import RecipeError
 from asrkit.recurrent import Recurrent
-from asrkit.recurrent_layer import RecurrentLayer
+from asrkit.recurrent.layer import RecurrentLayer
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from asrkit.layers import (
     make_dropout,
 )
 from asrkit.masking import zero_padding
-from asrkit.norm_contract import NORM_CONTRACT, accept_norm, apply_wrap
+from asrkit.normalization.contract import NORM_CONTRACT, accept_norm, apply_wrap
 from asrkit.randomness import kept_generators
 
 

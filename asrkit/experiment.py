@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from asrkit.batching import BatchSampler, collate
 from asrkit.bundle import save_bundle
-from asrkit.card import FIGURES, source_rates, split_facts
+from asrkit.bundle.card import FIGURES, source_rates, split_facts
 from asrkit.checkpoints import Checkpoints
+from asrkit.corpus.selection import DataReport
 from asrkit.curves import draw_curves
 from asrkit.decoders import check_options
 from asrkit.defects import defects_of, warn
@@ -26,11 +27,10 @@ from asrkit.errors import RecipeError, StoppedError
 from asrkit.evaluation import evaluate
 from asrkit.model import encoder_class, parameter_count
 from asrkit.preparation import Prepared, prepare
+from asrkit.recipe.schema import NEUTRAL, SCHEMA
+from asrkit.recipe.validation import validate
 from asrkit.runs import MetricsLog, RunFolder
-from asrkit.schema import NEUTRAL, SCHEMA
-from asrkit.selection import DataReport
 from asrkit.training import CTCBrain
-from asrkit.validation import validate
 
 Say = Callable[[str], None]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from asrkit import registry
-from asrkit.augment import SpecAugment
 from asrkit.ctc import BLANK, CTCHead
 from asrkit.defects import defects_of, features_section, install
 from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import AsrkitError, RecipeError
 from asrkit.features import CMVN, FeatureExtractor
+from asrkit.features.augment import SpecAugment
 from asrkit.objective import Objective, make_objective
 from asrkit.randomness import kept_generators
 

@@ -16,7 +16,7 @@ from string import Template
 
 from asrkit import registry
 from asrkit.errors import RecipeError, StorageError
-from asrkit.vetting import scalar
+from asrkit.recipe.vetting import scalar
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 RULE = "lowercase letters and digits, words joined by single underscores, a letter first"

@@ -19,8 +19,8 @@ import torch
 from asrkit.ctc import ctc_loss
 from asrkit.model import build_model, parameter_count
 from asrkit.objective import listening
-from asrkit.schedules import clip_gradients
 from asrkit.study.plan import load_study
+from asrkit.training.schedules import clip_gradients
 
 STUDY = Path(__file__).parents[1] / "recipes" / "common_voice_es" / "cures_study.yaml"
 LABELS = 35

@@ -24,8 +24,8 @@ import torch
 from asrkit.diagnostics.monitor import Monitor
 from asrkit.experiment import train
 from asrkit.recipe import load_recipe
+from asrkit.recipe.schema import SCHEMA
 from asrkit.runs import MetricsLog
-from asrkit.schema import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 0.02

@@ -24,9 +24,9 @@ from asrkit.checkpoints import Checkpoints
 from asrkit.model import AcousticModel, parameter_count
 from asrkit.preparation import Prepared, prepare
 from asrkit.recipe import load_recipe
+from asrkit.recipe.schema import SCHEMA
 from asrkit.recurrent import Recurrent
 from asrkit.runs import MetricsLog
-from asrkit.schema import SCHEMA
 from asrkit.training import CTCBrain
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "common_voice_es"

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from torchaudio.transforms import Resample
 
-from asrkit.meters import Meter
+from asrkit.training.meters import Meter
 
 SAMPLE_RATE = 16000
 

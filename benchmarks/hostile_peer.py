@@ -144,7 +144,7 @@ def pickle_guard_off_theirs(folder: Path, marker: Path) -> None:
 
 def pickle_ours(folder: Path, marker: Path) -> None:
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
-    from asrkit.bundle_checks import read_header
+    from asrkit.bundle.checks import read_header
 
     (folder / "model.safetensors").write_bytes(pickle.dumps(Payload(marker)))
     read_header(folder / "model.safetensors")
@@ -167,7 +167,7 @@ def tar_theirs(folder: Path, marker: Path) -> None:
 
 
 def tar_ours(folder: Path, marker: Path) -> None:
-    from asrkit.archive import Archive
+    from asrkit.corpus.archive import Archive
 
     Archive(evil_tar(folder, marker), folder / "out").read("train")
 

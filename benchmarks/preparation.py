@@ -26,17 +26,17 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
+from asrkit.audio.perturb import build_perturbation
 from asrkit.batching import BatchSampler, collate
-from asrkit.clips import Limits
 from asrkit.corpus import Utterance
+from asrkit.corpus.selection import DataReport
 from asrkit.ctc import ctc_loss
-from asrkit.feature_cache import cached_features, cached_waveforms
 from asrkit.model import build_features, build_model
-from asrkit.perturb import build_perturbation
+from asrkit.preparation.clips import Limits
+from asrkit.preparation.feature_cache import cached_features, cached_waveforms
+from asrkit.preparation.splits import AugmentedSplit, Split
 from asrkit.recipe import load_recipe
-from asrkit.schema import SCHEMA
-from asrkit.selection import DataReport
-from asrkit.splits import AugmentedSplit, Split
+from asrkit.recipe.schema import SCHEMA
 
 AUGMENT = [("augment.speed", "[0.9, 1.0, 1.1]"), ("augment.noise.share", "0.5"), ("augment.gain_db", "[-6, 6]")]
 LABELS, LABELS_PER_SECOND = 30, 12

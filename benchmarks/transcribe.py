@@ -29,11 +29,11 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 from torch import Tensor, nn
 
+from asrkit.audio.sources import AUDIO_SUFFIXES
 from asrkit.bundle import load_bundle, save_bundle
 from asrkit.model import build_model
 from asrkit.recipe import load_recipe
-from asrkit.schema import SCHEMA
-from asrkit.sources import AUDIO_SUFFIXES
+from asrkit.recipe.schema import SCHEMA
 from asrkit.tokenizers import CharacterTokenizer
 from asrkit.transcribe import Transcriber
 

@@ -13,11 +13,11 @@ import torch
 from toy import RATE, make_corpus, tones, toy_recipe
 
 import asrkit
-from asrkit.alignment import Aligner, _path, align_labels
 from asrkit.cli import main
 from asrkit.errors import DataError
 from asrkit.experiment import train
-from asrkit.viterbi import lean_path
+from asrkit.transcribe.alignment import Aligner, _path, align_labels
+from asrkit.transcribe.viterbi import lean_path
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def viterbi(log_probs: np.ndarray, labels: list[int]) -> tuple[float, list[tuple
 @pytest.mark.parametrize("seed", range(12))
 def test_spans_are_those_of_viterbi(seed: int, lean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if lean:
-        monkeypatch.setattr("asrkit.alignment.REMEMBERED", 0)
+        monkeypatch.setattr("asrkit.transcribe.alignment.REMEMBERED", 0)
     random = np.random.default_rng(seed)
     labels = [int(i) for i in random.integers(1, 4, random.integers(1, 9))]
     needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))

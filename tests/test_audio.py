@@ -15,10 +15,10 @@ import soundfile
 import torch
 import torchaudio
 
-from asrkit import mp3_length, registry
-from asrkit.audio import Audio, Decoded, SoundfileReader, num_samples_after, read_audio, resample
+from asrkit import registry
+from asrkit.audio import Audio, Decoded, SoundfileReader, mp3_length, num_samples_after, read_audio, resample
+from asrkit.audio.mp3_length import claimed_mp3_frames
 from asrkit.errors import AudioError
-from asrkit.mp3_length import claimed_mp3_frames
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hz: float = 440.0) -> np.ndarray:
@@ -248,7 +248,7 @@ def test_decoders_leave_stderr_clean_and_others_reach_it(capfd: pytest.CaptureFi
         thread.join()
     assert reasons == ["truncated"] * 4
     print_to_fd_2 = b"something else went wrong\n"
-    from asrkit import soundfile_reader
+    from asrkit.audio import soundfile_reader
 
     with soundfile_reader.quiet_decoders():
         soundfile_reader.os.write(2, b"Note: Trying to resync...\n" + print_to_fd_2)

@@ -12,8 +12,8 @@ from test_audio import reason
 
 from asrkit import registry
 from asrkit.audio import read_audio
-from asrkit.audio_stream import audio_blocks
-from asrkit.av_reader import AvReader
+from asrkit.audio.av_reader import AvReader
+from asrkit.audio.stream import audio_blocks
 from asrkit.errors import AudioError
 
 av = pytest.importorskip("av")

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from toy import make_corpus, toy_recipe
 
 from asrkit import registry
-from asrkit.averaging import average_into, recompute
 from asrkit.bundle import load_bundle
+from asrkit.checkpoints.averaging import average_into, recompute
 from asrkit.cli import main
 from asrkit.errors import StorageError
 from asrkit.experiment import train
@@ -115,7 +115,7 @@ def test_recomputed_statistics_are_those_of_all_frames(
 ) -> None:
     """Those of the first norm, whose input no other norm has touched, by NumPy over all train frames, padding left
     out; over several batches."""
-    monkeypatch.setattr("asrkit.averaging.BATCH_FRAMES", 300)
+    monkeypatch.setattr("asrkit.checkpoints.averaging.BATCH_FRAMES", 300)
     recipe = toy_recipe(tmp_path, finished[1], ("encoder", encoder))
     prepared = prepare(recipe, ("train",))
     acoustic, split = prepared.model.acoustic, prepared.splits["train"]

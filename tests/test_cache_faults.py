@@ -25,20 +25,21 @@ import soundfile
 from test_preparation import build, contents, extractor, utterances
 from toy import RATE, make_corpus, tones, toy_recipe
 
-from asrkit import clips, disk, feature_cache, perturb, preparation, shards, survey_audio
-from asrkit.audio import read_audio
+from asrkit import disk, preparation
+from asrkit.audio import perturb, read_audio
+from asrkit.audio.perturb import build_perturbation
+from asrkit.audio.soundfile_reader import BLOCK, PIECE, quiet_decoders
 from asrkit.cli import main
 from asrkit.corpus import Utterance
+from asrkit.corpus.extraction import ClipWriter, new_draft
+from asrkit.corpus.same_audio import same_audio
+from asrkit.corpus.selection import DataReport
 from asrkit.errors import AudioError, RecipeError, StorageError
 from asrkit.experiment import train
-from asrkit.extraction import ClipWriter, new_draft
-from asrkit.feature_cache import cached_waveforms
-from asrkit.perturb import build_perturbation
-from asrkit.preparation import prepare
-from asrkit.same_audio import same_audio
-from asrkit.selection import DataReport
-from asrkit.shards import Outcome
-from asrkit.soundfile_reader import BLOCK, PIECE, quiet_decoders
+from asrkit.preparation import clips, feature_cache, prepare, shards
+from asrkit.preparation.feature_cache import cached_waveforms
+from asrkit.preparation.shards import Outcome
+from asrkit.survey import audio as survey_audio
 from asrkit.survey import survey
 
 pytestmark = pytest.mark.fault

@@ -11,7 +11,7 @@ import pytest
 from toy import make_corpus, toy_recipe
 
 from asrkit.bundle import load_bundle
-from asrkit.card import model_card
+from asrkit.bundle.card import model_card
 from asrkit.cli import main
 from asrkit.experiment import train
 

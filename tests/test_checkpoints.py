@@ -18,10 +18,10 @@ import torch
 from stored import RECIPE, save, steps
 from torch import Tensor
 
-from asrkit.checkpoint_files import FILES, MANIFEST
 from asrkit.checkpoints import Checkpoints
+from asrkit.checkpoints.files import FILES, MANIFEST
+from asrkit.checkpoints.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from asrkit.errors import NumericError, RecipeError, StorageError
-from asrkit.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from asrkit.recipe import load_recipe
 from asrkit.runs import MetricsLog, RunFolder, atomic_write, environment
 from asrkit.testing.faults import die_nth, fail_nth

@@ -23,8 +23,8 @@ from asrkit.corpus import (
     select_texts,
     split_hash,
 )
+from asrkit.corpus.tables import read_header, read_rows
 from asrkit.errors import AsrkitError, DataError, RecipeError, StorageError, TrustError
-from asrkit.tables import read_header, read_rows
 from asrkit.text import CharacterTokenizer, Spanish, SymbolTokenizer, Verbatim
 
 HEADER = "client_id\tpath\tsentence\tup_votes"

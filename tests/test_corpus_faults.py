@@ -19,12 +19,12 @@ import soundfile
 from toy import make_corpus, toy_recipe
 
 from asrkit.cli import main
-from asrkit.common_voice import CommonVoice
 from asrkit.corpus import DataReport, Utterance, fetch, leakage, open_corpus, open_data, split_hash
+from asrkit.corpus.common_voice import CommonVoice
 from asrkit.errors import DataError, RecipeError, TrustError
 from asrkit.preparation import prepare
 from asrkit.survey import survey
-from asrkit.survey_text import check_text
+from asrkit.survey.text import check_text
 
 pytestmark = pytest.mark.fault
 RATE = 8000

@@ -20,9 +20,9 @@ from asrkit.experiment import train
 from asrkit.features import Fbank
 from asrkit.model import build_model, parameter_count
 from asrkit.recipe import load_recipe
+from asrkit.recipe.schema import DEFECTS, SCHEMA
+from asrkit.recipe.validation import validate
 from asrkit.recurrent import Recurrent
-from asrkit.schema import DEFECTS, SCHEMA
-from asrkit.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 AS_POSTED = ROOT / "recipes" / "common_voice_es" / "as_posted"

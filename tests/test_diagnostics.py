@@ -35,8 +35,8 @@ from asrkit.diagnostics.run import Diagnosis, diagnose_run
 from asrkit.errors import DataError
 from asrkit.experiment import train
 from asrkit.recipe import load_recipe
+from asrkit.recipe.schema import SCHEMA
 from asrkit.runs import MetricsLog
-from asrkit.schema import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 

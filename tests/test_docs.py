@@ -14,7 +14,7 @@ from test_invariances import COLUMNS, TABLES
 from asrkit import registry
 from asrkit.comparison import ALPHA, LEVEL
 from asrkit.encoders import NormOptions
-from asrkit.schema import SCHEMA
+from asrkit.recipe.schema import SCHEMA
 from asrkit.study.plan import STUDY_SCHEMA, common, load_study
 
 PAGE = Path(__file__).parents[1] / "docs" / "normalization.md"

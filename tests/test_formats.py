@@ -16,8 +16,8 @@ import webvtt
 
 from asrkit.cli.transcribe_outputs import ALL_FORMATS
 from asrkit.errors import RecipeError
-from asrkit.formats import CUE_LETTERS, CUE_SECONDS, FORMATS, cues
-from asrkit.transcript import Transcript, Word
+from asrkit.transcribe.formats import CUE_LETTERS, CUE_SECONDS, FORMATS, cues
+from asrkit.transcribe.transcript import Transcript, Word
 
 
 def spoken(count: int, seed: int = 0) -> Transcript:

@@ -18,15 +18,15 @@ from toy import LETTERS, RATE, tones, trained_bundle
 
 import asrkit
 from asrkit.audio import read_audio, resample
-from asrkit.audio_stream import Resampler, audio_blocks
+from asrkit.audio.sources import Piece
+from asrkit.audio.stream import Resampler, audio_blocks
+from asrkit.audio.vad import speech_of
 from asrkit.ctc import BLANK
 from asrkit.decoders import GreedyDecoder
 from asrkit.errors import AudioError, RecipeError
-from asrkit.longform import Grid, decode_pieces
 from asrkit.model import build_model
-from asrkit.sources import Piece
 from asrkit.transcribe import Transcriber
-from asrkit.vad import speech_of
+from asrkit.transcribe.longform import Grid, decode_pieces
 
 SECTIONS = {
     "features": {"name": "fbank", "options": {"size": 16}},
@@ -304,9 +304,9 @@ def test_silero_hears_speech_and_not_the_pauses(shared_data: Path) -> None:
 
 def test_text_of_stretches(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words keep their times in the whole; the tones of the toy are no speech, so their loudness speaks for them."""
-    import asrkit.vad
+    import asrkit.audio.vad
 
-    monkeypatch.setattr(asrkit.vad, "silero", lambda: lambda chunk: float(np.abs(chunk).max() > 0.05))
+    monkeypatch.setattr(asrkit.audio.vad, "silero", lambda: lambda chunk: float(np.abs(chunk).max() > 0.05))
     model = asrkit.load(bundle, device="cpu")
     words = [tones(text, seed) for seed, text in enumerate(("abe iou", "be", "oui abe"))]
     gap = np.full(15 * RATE, 1e-4, np.float32)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from asrkit.encoders import StackEncoder
 from asrkit.errors import RecipeError
-from asrkit.moments import Moments
 from asrkit.normalization import Rule, Standard
+from asrkit.normalization.moments import Moments
 
 INSIDE = [{"gru": {"size": 4, "norm": "recurrent"}}]
 

@@ -15,8 +15,8 @@ from asrkit.encoders import NormOptions, StackEncoder
 from asrkit.errors import RecipeError
 from asrkit.masking import frame_mask
 from asrkit.model import encoder_class
-from asrkit.placement import norm_step
 from asrkit.recurrent import Recurrent
+from asrkit.recurrent.placement import norm_step
 
 BATCH_NORMS = ("frame_batch_norm", "sequence_batch_norm", "batch_renorm")
 

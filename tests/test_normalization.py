@@ -11,11 +11,11 @@ import torch
 from asrkit_norms.frame_batch_norm import TAIL
 from torch import nn
 
-from asrkit import moments
 from asrkit.encoders import NormOptions, StackEncoder
 from asrkit.errors import RecipeError
 from asrkit.masking import frame_mask
 from asrkit.model import encoder_class
+from asrkit.normalization import moments
 from asrkit.registry import list_plugins
 
 EPS = 1e-5

@@ -22,7 +22,7 @@ from asrkit.experiment import check_recipe, train
 from asrkit.model import build_model
 from asrkit.objective import Objective, listening
 from asrkit.recipe import load_recipe
-from asrkit.schema import SCHEMA
+from asrkit.recipe.schema import SCHEMA
 
 TARGETS, TARGET_LENGTHS = torch.tensor([[1, 1, 2], [3, 0, 0], [2, 3, 1]]), torch.tensor([3, 1, 3])
 LENGTHS = torch.tensor([6, 4, 5])

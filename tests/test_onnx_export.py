@@ -22,11 +22,11 @@ from asrkit.decoders import best_paths
 from asrkit.errors import NumericError, RecipeError
 from asrkit.experiment import train
 from asrkit.model import build_model
-from asrkit.onnx_check import OnnxModel, own_text, sherpa_recognizer, sherpa_text
-from asrkit.onnx_export import TARGETS, export_onnx, token_file
-from asrkit.onnx_int8 import to_int8
+from asrkit.onnx import TARGETS, export_onnx, token_file
+from asrkit.onnx.check import OnnxModel, own_text, sherpa_recognizer, sherpa_text
+from asrkit.onnx.int8 import to_int8
 from asrkit.recipe import load_recipe
-from asrkit.schema import SCHEMA
+from asrkit.recipe.schema import SCHEMA
 from asrkit.tokenizers import CharacterTokenizer, SymbolTokenizer
 
 ENCODERS = sorted(plugin.name for plugin in registry.list_plugins("encoders") if plugin.package == "asrkit")

@@ -12,14 +12,14 @@ import pytest
 import soundfile
 from toy import make_corpus, sigterm_after, toy_recipe
 
-from asrkit import clips, perturb
+from asrkit.audio import perturb
+from asrkit.audio.perturb import Noise, Perturbation, build_perturbation, num_samples
 from asrkit.errors import DataError, RecipeError, StoppedError
 from asrkit.experiment import train
-from asrkit.feature_cache import FeatureTable, WaveformTable
-from asrkit.perturb import Noise, Perturbation, build_perturbation, num_samples
-from asrkit.preparation import prepare
+from asrkit.preparation import clips, prepare
+from asrkit.preparation.feature_cache import FeatureTable, WaveformTable
+from asrkit.preparation.splits import AugmentedSplit
 from asrkit.runs import MetricsLog
-from asrkit.splits import AugmentedSplit
 from asrkit.training import CTCBrain
 
 RATE = 16000

@@ -20,17 +20,16 @@ import soundfile
 import torch
 from toy import RATE, make_corpus, tones, toy_recipe
 
-from asrkit import clips, feature_cache, shards
 from asrkit.batching import collate
 from asrkit.cli import main
-from asrkit.clips import Limits
 from asrkit.corpus import Utterance
+from asrkit.corpus.selection import REASONS, DataReport
 from asrkit.errors import DataError, RecipeError, StorageError, TrustError
 from asrkit.experiment import train
-from asrkit.feature_cache import FeatureTable, cached_features
 from asrkit.features import MFCC, Fbank
-from asrkit.preparation import prepare
-from asrkit.selection import REASONS, DataReport
+from asrkit.preparation import clips, feature_cache, prepare, shards
+from asrkit.preparation.clips import Limits
+from asrkit.preparation.feature_cache import FeatureTable, cached_features
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import asrkit
 from asrkit.experiment import Result, train
 from asrkit.recipe import load_recipe
-from asrkit.schema import SCHEMA
+from asrkit.recipe.schema import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = "cv-corpus-6.1-2020-12-11/es"

@@ -16,10 +16,10 @@ from asrkit.errors import RecipeError
 from asrkit.experiment import train
 from asrkit.layers import ACTIVATIONS
 from asrkit.model import build_model, parameter_count
-from asrkit.overrides import LAYER_OPTIONS
 from asrkit.recipe import load_recipe
+from asrkit.recipe.overrides import LAYER_OPTIONS
+from asrkit.recipe.schema import SCHEMA
 from asrkit.registry import list_plugins
-from asrkit.schema import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "parts")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-import asrkit.recurrent_layer
-import asrkit.scan
+import asrkit.recurrent.layer
+import asrkit.recurrent.scan
 from asrkit import registry
 from asrkit.errors import DataError, RecipeError
 from asrkit.normalization import Frames, PaddedFrames, Rule, Standard, standardize
+from asrkit.normalization.rows import RowNorm as RowNormRule
 from asrkit.recurrent import Recurrent
-from asrkit.rows import RowNorm as RowNormRule
 
 LENGTHS = torch.tensor([7, 12, 1, 12, 5])
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -91,7 +91,7 @@ def test_gradients_do_not_depend_on_the_chunks_of_the_backward_pass(cell: str, m
     x = batch()
     grads = []
     for numbers in (1, 500, 1 << 20):  # one step at a time; some; all
-        monkeypatch.setattr(asrkit.scan, "CHUNK", numbers)
+        monkeypatch.setattr(asrkit.recurrent.scan, "CHUNK", numbers)
         grads.append(torch.autograd.grad(ours(x, LENGTHS).square().sum(), list(ours.parameters())))
     for found in grads[1:]:
         torch.testing.assert_close(found, grads[0], rtol=1e-5, atol=1e-5)
@@ -263,9 +263,9 @@ def test_autocast_and_16_bit_parameters(cell: str, backend: str, monkeypatch: py
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
     if backend == "scan":
         seen = []
-        scan = getattr(asrkit.recurrent_layer, f"{cell}_scan")
+        scan = getattr(asrkit.recurrent.layer, f"{cell}_scan")
         spy = lambda gates, weight, *rest: seen.append((gates.dtype, weight.dtype)) or scan(gates, weight, *rest)  # noqa: E731
-        monkeypatch.setattr(asrkit.recurrent_layer, f"{cell}_scan", spy)
+        monkeypatch.setattr(asrkit.recurrent.layer, f"{cell}_scan", spy)
         y = ours.bfloat16()(x.bfloat16(), LENGTHS)
         assert seen == [(torch.float32, torch.float32)]
         assert y.dtype == torch.bfloat16
@@ -366,9 +366,9 @@ def test_the_scan_with_row_norms_equals_the_steps(
     for module, calls in zip(made, (2, 0), strict=True):
         inputs = x.clone().requires_grad_()
         with unittest.mock.patch.object(
-            asrkit.recurrent_layer,
+            asrkit.recurrent.layer,
             f"{cell}_row_norm_scan",
-            wraps=getattr(asrkit.recurrent_layer, f"{cell}_row_norm_scan"),
+            wraps=getattr(asrkit.recurrent.layer, f"{cell}_row_norm_scan"),
         ) as scan:
             y = module(inputs, LENGTHS)
         assert scan.call_count == calls
@@ -504,7 +504,7 @@ def test_no_frames_go_the_way_of_some(cell: str, backend: str, place: str) -> No
     make_norm = registry.load("encoders", "layer_norm")(4, []).make_norm
     ours = Recurrent(4, 3, cell, norm=place, make_norm=make_norm, backend=backend)
     x = torch.zeros(2, 0, 4, requires_grad=True)
-    with unittest.mock.patch.object(asrkit.recurrent_layer, "largest", side_effect=lambda n, *_: n) as exchanged:
+    with unittest.mock.patch.object(asrkit.recurrent.layer, "largest", side_effect=lambda n, *_: n) as exchanged:
         y = ours(x, torch.tensor([0, 0]))
         calls = exchanged.call_count
         ours(batch(size=4), LENGTHS)

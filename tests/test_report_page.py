@@ -12,9 +12,9 @@ import pytest
 from browser import Browser, find
 from report_study import change, epochs, make_study, write_epochs
 
+from asrkit.page_style import STYLE
 from asrkit.report.drawing import DARK, LIGHT, key, look, marker
 from asrkit.report.export import write_report
-from asrkit.survey_style import STYLE
 
 ENCODERS = ("none", "layer_norm", "sequence_batch_norm", "an_encoder_of_somebody_with_a_rather_long_name")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asrkit.scan_order import ScanOrder, from_scan, incoming, scan_order, to_scan
+from asrkit.recurrent.scan_order import ScanOrder, from_scan, incoming, scan_order, to_scan
 
 LENGTHS = [[7, 12, 1, 12, 5], [3], [0, 4, 0, 2], [6, 6, 6, 6, 6, 6, 6], [9, 1, 1, 1, 1, 1, 2, 9, 3]]
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from asrkit.errors import RecipeError
-from asrkit.schedules import clip_gradients, learning_rate, make_optimizer
-from asrkit.schema import SCHEMA
+from asrkit.recipe.schema import SCHEMA
+from asrkit.training.schedules import clip_gradients, learning_rate, make_optimizer
 
 OPTIONS = SCHEMA["training"]
 

@@ -20,18 +20,18 @@ import soundfile
 import torch
 import torchaudio
 
-import asrkit.extraction
+import asrkit.corpus.extraction
 from asrkit import registry
-from asrkit.archive import Archive
 from asrkit.cli import data_get, main
-from asrkit.clips import Limits
-from asrkit.common_voice import CommonVoice
 from asrkit.corpus import Cells, Corpus, Utterance, fetch, open_corpus, open_data, split_hash
+from asrkit.corpus.archive import Archive
+from asrkit.corpus.common_voice import CommonVoice
+from asrkit.corpus.folder import AudioFolder
+from asrkit.corpus.hub import Parquet
+from asrkit.corpus.selection import DataReport
 from asrkit.errors import DataError, RecipeError, StorageError, TrustError
-from asrkit.feature_cache import cached_features
-from asrkit.folder import AudioFolder
-from asrkit.hub import Parquet
-from asrkit.selection import DataReport
+from asrkit.preparation.clips import Limits
+from asrkit.preparation.feature_cache import cached_features
 
 HEADER = "client_id\tpath\tsentence\tsegment"
 
@@ -238,7 +238,7 @@ def test_the_features_of_real_clips_are_those_of_the_plain_way(mixed: Path, tmp_
 def test_training_on_an_archive_takes_only_the_clips_it_needs(twenty: Path, tmp_path: Path, root: Path) -> None:
     from asrkit.preparation import prepare
     from asrkit.recipe import load_recipe
-    from asrkit.schema import SCHEMA
+    from asrkit.recipe.schema import SCHEMA
 
     archive = make_tables_last(twenty, tmp_path)
     overrides = {"root": str(archive), "dev": None, "test": None, "max_utterances": 3, "cache": str(tmp_path / "c")}
@@ -272,7 +272,7 @@ def test_only_wanted_clips_are_taken_and_the_need_is_said_first(
 def test_an_archive_is_read_once_for_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tar_of(tmp_path / "a.tar.gz", small())
     first = Archive(archive, tmp_path / "cache").read("train")
-    monkeypatch.setattr("asrkit.archive.members_of", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr("asrkit.corpus.archive.members_of", lambda *a, **k: pytest.fail("read again"))
     moved = archive.rename(tmp_path / "b.tar.gz")
     assert Archive(moved, tmp_path / "cache").read("train") == first
     tar_of(moved, small(clips=5))
@@ -284,11 +284,11 @@ def test_an_archive_is_read_once_for_its_tables(tmp_path: Path, monkeypatch: pyt
 def test_too_little_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Archive(tar_of(tmp_path / "a.tar.gz", small()), tmp_path / "cache")
     train = corpus.read("train")
-    monkeypatch.setattr(asrkit.extraction, "free_bytes", lambda path: 4 * 4096 - 1)
+    monkeypatch.setattr(asrkit.corpus.extraction, "free_bytes", lambda path: 4 * 4096 - 1)
     with pytest.raises(StorageError, match=r"needs 0\.0 MB, ") as caught:
         corpus.fetch(train)
     assert (caught.value.exit_code, caught.value.reason, taken(tmp_path / "cache")) == (5, "disk_full", [])
-    monkeypatch.setattr(asrkit.extraction, "free_bytes", lambda path: 4 * 4096)
+    monkeypatch.setattr(asrkit.corpus.extraction, "free_bytes", lambda path: 4 * 4096)
     corpus.fetch(train)
     assert len(taken(tmp_path / "cache")) == 4
 
@@ -334,7 +334,7 @@ def test_interrupted_extraction_goes_on(
 @pytest.mark.fault
 def test_interrupted_first_pass_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tar_of(tmp_path / "a.tar.gz", small())
-    monkeypatch.setattr("asrkit.archive._save", lambda *a: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr("asrkit.corpus.archive._save", lambda *a: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         Archive(archive, tmp_path / "cache").read("train")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -26,8 +26,8 @@ from asrkit import registry, source_code
 from asrkit.cli import main
 from asrkit.errors import AsrkitError, RecipeError, StoppedError, StorageError, TrustError
 from asrkit.recipe import load_recipe, recipe_hash
+from asrkit.recipe.schema import SCHEMA
 from asrkit.runs import MetricsLog
-from asrkit.schema import SCHEMA
 from asrkit.study import cells, proof, record, runner, schedule, worker
 from asrkit.study.plan import Study, common, load_study
 from asrkit.training import CTCBrain
@@ -378,7 +378,7 @@ class TestProof:
         assert not (tmp_path / "study" / "cells").exists()
 
     def test_the_sources_that_a_run_computes_with(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for place in ("asrkit/scan.py", "asrkit/cli/study.py", "asrkit_norms/layer_norm.py"):
+        for place in ("asrkit/recurrent/scan.py", "asrkit/cli/study.py", "asrkit_norms/layer_norm.py"):
             (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / place).write_text("a = 1\n")
 

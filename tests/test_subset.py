@@ -21,10 +21,10 @@ from toy import make_corpus, toy_recipe
 from asrkit import experiment
 from asrkit.cli import main
 from asrkit.corpus import Utterance, open_corpus, split_hash
+from asrkit.corpus.selection import compare_hashes
+from asrkit.corpus.subset import clip_seconds, sequence, subset
 from asrkit.errors import DataError, RecipeError
 from asrkit.preparation import prepare
-from asrkit.selection import compare_hashes
-from asrkit.subset import clip_seconds, sequence, subset
 
 
 def clip(name: str, speaker: str, seconds: float | None = 5.0) -> Utterance:
@@ -89,7 +89,7 @@ def test_the_rule_as_written() -> None:
 
 def test_hash_seed_of_python_changes_nothing() -> None:
     code = (
-        "from pathlib import Path; from asrkit.corpus import Utterance; from asrkit.subset import subset\n"
+        "from pathlib import Path; from asrkit.corpus import Utterance; from asrkit.corpus.subset import subset\n"
         "u = [Utterance(f'c{n}', Path('x'), 'hola', f's{n % 9}', 'train', seconds=4.0) for n in range(200)]\n"
         "print([x.id for x in subset(u, 0.05)])"
     )

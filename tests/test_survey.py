@@ -19,13 +19,13 @@ import soundfile
 
 from asrkit.cli import main
 from asrkit.corpus import Utterance, split_hash
-from asrkit.selection import DataReport
+from asrkit.corpus.selection import DataReport
 from asrkit.survey import Survey, survey
-from asrkit.survey_audio import Listener, sample
-from asrkit.survey_charts import histogram, letters, ranked
-from asrkit.survey_figures import Histogram
-from asrkit.survey_page import page
-from asrkit.survey_text import bars, check_text, stats_text
+from asrkit.survey.audio import Listener, sample
+from asrkit.survey.charts import histogram, letters, ranked
+from asrkit.survey.figures import Histogram
+from asrkit.survey.page import page
+from asrkit.survey.text import bars, check_text, stats_text
 
 HEADER = "client_id\tpath\tsentence\tage\tgender\taccents"
 SPANISH = " abcdefghijklmnopqrstuvwxyzáéíñóúü"
@@ -317,7 +317,7 @@ def test_split_hash_is_that_of_the_kept(tmp_path: Path) -> None:
 def test_decoded_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("a", f"c{n}.wav", "hola") for n in range(5)]
     calls: list[str] = []
-    import asrkit.survey_audio as module
+    import asrkit.survey.audio as module
 
     real = module.inspect
     monkeypatch.setattr(module, "inspect", lambda u, limit: calls.append(u.id) or real(u, limit))

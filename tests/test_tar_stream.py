@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from asrkit.corpus import open_corpus
+from asrkit.corpus.tar_stream import members_of
 from asrkit.errors import DataError
-from asrkit.tar_stream import members_of
 
 NAMES = [f"es/clips/{number}.mp3" for number in range(5)]
 

@@ -17,9 +17,9 @@ from asrkit import experiment
 from asrkit.errors import DataError, RecipeError, StoppedError
 from asrkit.experiment import train
 from asrkit.recipe import load_recipe
+from asrkit.recipe.schema import SCHEMA
 from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog
-from asrkit.schema import SCHEMA
 
 ENCODERS = [plugin.name for plugin in list_plugins("encoders") if plugin.package == "asrkit"]
 TIMES = ("seconds", "cpu_seconds", "frames_per_second", "memory_mb")
@@ -225,7 +225,7 @@ def test_features_are_computed_once(tmp_path: Path, corpus: Path, monkeypatch: p
     """A second run reads the Arrow files; a changed clip is noticed."""
     run(tmp_path, corpus, ("training.epochs", 1), output="first")
     with monkeypatch.context() as patch:
-        patch.setattr("asrkit.clips.read_audio", None)
+        patch.setattr("asrkit.preparation.clips.read_audio", None)
         run(tmp_path, corpus, ("training.epochs", 1), output="second")
         clip = next((corpus / "clips").iterdir())
         stat = clip.stat()

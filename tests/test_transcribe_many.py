@@ -23,8 +23,8 @@ from toy import RATE, tones, trained_bundle
 import asrkit
 from asrkit.cli import main
 from asrkit.cli.transcribe_inputs import StandardInput
-from asrkit.memory import batches
 from asrkit.transcribe import Transcriber
+from asrkit.transcribe.memory import batches
 
 ODD = ["a b.wav", "-x.wav", "new\nline.wav", "quote\"'.wav", "ñandú 日本.wav", "%20.wav", "$(id).wav", "caf\udce9.wav"]
 

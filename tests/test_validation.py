@@ -18,8 +18,8 @@ from asrkit.cli import main
 from asrkit.encoders import Encoder, StackEncoder
 from asrkit.errors import RecipeError
 from asrkit.recipe import ANY, load_recipe
-from asrkit.schema import SCHEMA
-from asrkit.validation import INNER_RULES, RULES, validate
+from asrkit.recipe.schema import SCHEMA
+from asrkit.recipe.validation import INNER_RULES, RULES, validate
 
 RECIPE = "layers: [{linear: 8}, norm, {gru: 4}]\nfeatures: {options: {size: 8}}\n"
 
@@ -56,7 +56,7 @@ def leaves(schema: Mapping[str, Any], at: str = "") -> Iterator[str]:
 def test_every_key_of_the_schema_has_a_rule() -> None:
     keys = list(leaves(SCHEMA))
     assert len(keys) > 50
-    assert sorted(keys) == sorted(RULES), "add the new key to asrkit/validation.py"
+    assert sorted(keys) == sorted(RULES), "add the new key to asrkit/recipe/validation.py"
     free = {key for key in keys if SCHEMA.get(key.split(".")[0]) is ANY}
     assert all(key.split(".")[0] in free for key in INNER_RULES)
 
@@ -194,9 +194,9 @@ def test_choices_are_those_of_the_code() -> None:
     from speechbrain.utils.autocast import AMPConfig
 
     from asrkit.batching import ORDERS
-    from asrkit.cmvn import MODES
-    from asrkit.schedules import OPTIMIZERS, SCHEDULES
-    from asrkit.selection import POLICIES
+    from asrkit.corpus.selection import POLICIES
+    from asrkit.features.cmvn import MODES
+    from asrkit.training.schedules import OPTIMIZERS, SCHEDULES
 
     for key, names in (
         ("training.optimizer", OPTIMIZERS),
@@ -212,8 +212,8 @@ def test_choices_are_those_of_the_code() -> None:
 
 def test_validation_needs_no_torch_and_no_plugin(recipe_file: Path) -> None:
     code = (
-        "import sys; from asrkit.recipe import load_recipe; from asrkit.schema import SCHEMA\n"
-        f"from asrkit.validation import validate; validate(load_recipe({str(recipe_file)!r}, known=SCHEMA))\n"
+        "import sys; from asrkit.recipe import load_recipe; from asrkit.recipe.schema import SCHEMA\n"
+        f"from asrkit.recipe.validation import validate; validate(load_recipe({str(recipe_file)!r}, known=SCHEMA))\n"
         "sys.exit(any(m in sys.modules for m in ('torch', 'speechbrain', 'asrkit_norms', 'asrkit.decoders')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

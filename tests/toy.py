@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from asrkit.recipe import load_recipe
-from asrkit.schema import SCHEMA
+from asrkit.recipe.schema import SCHEMA
 
 RATE = 8000
 LETTERS = "abeiou"

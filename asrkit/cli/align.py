@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from asrkit.cli.common import count
 
 if TYPE_CHECKING:
-    from asrkit.alignment import Alignment
-    from asrkit.sources import Piece
+    from asrkit.audio.sources import Piece
+    from asrkit.transcribe.alignment import Alignment
 
 HELP = "find when each word and character of a known text is said, by CTC forced alignment"
 EXAMPLES = """examples:
@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from asrkit import registry
-    from asrkit.alignment import Aligner, Alignment
     from asrkit.errors import DataError
     from asrkit.transcribe import load
+    from asrkit.transcribe.alignment import Aligner, Alignment
 
     for plugin in args.plugin:
         registry.load_plugin_file(plugin)
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pairs(args: argparse.Namespace) -> list[tuple[Path | Piece, str]]:
-    from asrkit.alignment import read_text
+    from asrkit.audio.sources import read_clips
     from asrkit.errors import DataError, RecipeError
-    from asrkit.sources import read_clips
+    from asrkit.transcribe.alignment import read_text
 
     if (args.table is None) == (args.audio is None) or (args.audio is None) != (args.text is None):
         raise RecipeError(

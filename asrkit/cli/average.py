@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from asrkit.cli.common import count
 
 if TYPE_CHECKING:
-    from asrkit.checkpoint_files import Checkpoint
+    from asrkit.checkpoints.files import Checkpoint
 
 HELP = "average checkpoints of a run into a model of its own"
 EXAMPLES = """examples:
@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from asrkit import registry
-    from asrkit.averaging import average_into, recompute
     from asrkit.bundle import load_bundle, save_bundle
+    from asrkit.checkpoints.averaging import average_into, recompute
     from asrkit.model import build_model
     from asrkit.preparation import prepare
     from asrkit.recipe import load_recipe
-    from asrkit.schema import ANY, SCHEMA
+    from asrkit.recipe.schema import ANY, SCHEMA
 
     for plugin in args.plugin:
         registry.load_plugin_file(plugin)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from asrkit.errors import RecipeError, printable
 
 if TYPE_CHECKING:
-    from asrkit.transcript import Transcript
+    from asrkit.transcribe.transcript import Transcript
 
 
 class _Help(argparse.HelpFormatter):

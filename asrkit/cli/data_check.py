@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the survey; the exit code is that of its worst problem."""
     survey = make_survey(args, only_unknown=False)
     if not args.json:
-        from asrkit.survey_text import check_text
+        from asrkit.survey.text import check_text
 
         print(check_text(survey))
     return survey.exit_code
@@ -78,9 +78,9 @@ def make_survey(args: argparse.Namespace, only_unknown: bool) -> Survey:
     from asrkit.cli.common import print_json, quiet_libraries
 
     quiet_libraries()
-    from asrkit.schema import SCHEMA
+    from asrkit.recipe.schema import SCHEMA
+    from asrkit.recipe.validation import RULES
     from asrkit.survey import survey
-    from asrkit.validation import RULES
 
     data = {key: SCHEMA["data"][key] if getattr(args, key) is None else getattr(args, key) for key in OPTIONS}
     for key, value in data.items():
@@ -98,7 +98,7 @@ def make_survey(args: argparse.Namespace, only_unknown: bool) -> Survey:
         progress=sys.stderr.isatty() and not args.json,
     )
     if args.html:
-        from asrkit.survey_page import write_page
+        from asrkit.survey.page import write_page
 
         write_page(result, args.html)
     if args.report:

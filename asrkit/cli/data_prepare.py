@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     wanted = _splits(args.splits)
     recipe = read_recipe(args)
     quiet_libraries()
+    from asrkit.corpus.selection import DataReport
     from asrkit.experiment import check_recipe
     from asrkit.preparation import prepare
-    from asrkit.selection import DataReport
 
     check_recipe(recipe)
     report = DataReport()
@@ -92,7 +92,7 @@ def _splits(text: str) -> list[str]:
 def _figures(prepared: Prepared) -> dict[str, Any]:
     """JSON data. x_real_time is seconds of usable audio for each second that computing took, None where all was there
     before; other_caches are those of the same split that this recipe does not read."""
-    from asrkit.feature_cache import siblings
+    from asrkit.preparation.feature_cache import siblings
 
     extractor = prepared.model.features
     splits: dict[str, Any] = {}

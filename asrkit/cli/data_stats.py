@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures; the exit code is that of the worst problem, as of `asrkit data check`."""
     survey = make_survey(args, only_unknown=True)
     if not args.json:
-        from asrkit.survey_text import stats_text
+        from asrkit.survey.text import stats_text
 
         print(stats_text(survey, unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
     return survey.exit_code

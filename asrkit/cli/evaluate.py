@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     from asrkit import registry
-    from asrkit.card import add_scores
+    from asrkit.bundle.card import add_scores
+    from asrkit.corpus.selection import DataReport
     from asrkit.decoders import build_decoder
     from asrkit.evaluation import evaluate
     from asrkit.preparation import prepare
     from asrkit.runs import atomic_write
-    from asrkit.selection import DataReport
     from asrkit.transcribe import load
 
     for plugin in args.plugin:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _other_data(path: Path, figures: dict[str, Any]) -> str | None:
     """Why these figures do not compare with the ones that this run had before; None where they do or it had none."""
-    from asrkit.selection import compare_hashes
+    from asrkit.corpus.selection import compare_hashes
 
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -125,8 +125,8 @@ def run_recipe(bundle: Any, overrides: list[tuple[str, str]]) -> dict[str, Any]:
     import tempfile
 
     from asrkit.recipe import dump_recipe, load_recipe
-    from asrkit.schema import SCHEMA
-    from asrkit.validation import validate
+    from asrkit.recipe.schema import SCHEMA
+    from asrkit.recipe.validation import validate
 
     recipe = {**bundle.config["recipe"], "name": bundle.config.get("name") or "model"}
     resolved = bundle.path.parent / "resolved.yaml"

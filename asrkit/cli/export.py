@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from asrkit.cli.common import count
 
 if TYPE_CHECKING:
+    from asrkit.audio.sources import Piece
     from asrkit.bundle import Bundle
-    from asrkit.onnx_export import Exported
-    from asrkit.sources import Piece
+    from asrkit.onnx import Exported
 
 HELP = "write a trained model as an ONNX file, for onnxruntime and sherpa-onnx"
 EXAMPLES = """examples:
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         )
     quiet_libraries()
     from asrkit import registry
-    from asrkit.onnx_check import compare, sherpa_installed
-    from asrkit.onnx_export import export_onnx
-    from asrkit.onnx_int8 import to_int8
+    from asrkit.onnx import export_onnx
+    from asrkit.onnx.check import compare, sherpa_installed
+    from asrkit.onnx.int8 import to_int8
     from asrkit.transcribe import load
 
     for plugin in args.plugin:
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
 def _pairs(bundle: Bundle, table: Path, first: int | None) -> list[tuple[Path | Piece, str]]:
     """Clips and their sentences after the model's text rules."""
     from asrkit import registry
-    from asrkit.selection import normalized
-    from asrkit.sources import read_clips
+    from asrkit.audio.sources import read_clips
+    from asrkit.corpus.selection import normalized
 
     text = bundle.config["recipe"]["text"]
     rules, mapping = registry.load("text", text["rules"])(), text.get("map") or {}

@@ -102,7 +102,7 @@ def _rules(args: argparse.Namespace) -> tuple[Callable[[str], str], Callable[[st
     name, encode = args.rules or "spanish", None
     if args.recipe is not None:
         from asrkit.recipe import load_recipe
-        from asrkit.schema import SCHEMA
+        from asrkit.recipe.schema import SCHEMA
 
         name = load_recipe(args.recipe, (), known=SCHEMA)["text"]["rules"]
     if args.model is not None:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _norm(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """`--norm.masked=false` to {"masked": False}; nothing but the `norm:` section can be set."""
-    from asrkit.overrides import parse_option
+    from asrkit.recipe.overrides import parse_option
 
     found = {}
     for key, text in overrides:

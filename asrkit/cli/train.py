@@ -56,8 +56,8 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     from asrkit import registry
     from asrkit.errors import RecipeError
     from asrkit.recipe import load_recipe
-    from asrkit.schema import SCHEMA
-    from asrkit.validation import validate
+    from asrkit.recipe.schema import SCHEMA
+    from asrkit.recipe.validation import validate
 
     for file in args.plugin:
         registry.load_plugin_file(file)

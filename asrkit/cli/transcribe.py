@@ -99,7 +99,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Transcribe everything; one bad file stops nothing and makes the exit code 3."""
-    from asrkit.isolation import isolated
+    from asrkit.audio.isolation import isolated
 
     with isolated() if args.isolate else contextlib.nullcontext():
         return _run(args)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from asrkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from asrkit.sources import Piece
+    from asrkit.audio.sources import Piece
 
 AT_ONCE = 64  # lines of standard input that are worked on together, where so many have come
 TEXT_CONTROLS = b"\t\n\r"
@@ -36,8 +36,8 @@ def find_clips(inputs: list[str]) -> list[Clip]:
 
     Raises RecipeError (`usage`) for an empty name, and what `read_clips` raises.
     """
-    from asrkit.sources import find_audio, read_clips
-    from asrkit.tables import SUFFIXES
+    from asrkit.audio.sources import find_audio, read_clips
+    from asrkit.corpus.tables import SUFFIXES
 
     found: list[Clip] = []
     for given in inputs:
@@ -55,7 +55,7 @@ def find_clips(inputs: list[str]) -> list[Clip]:
 
 def references_of(table: Path) -> dict[str, tuple[Path | Piece, str]]:
     """Name of a clip or a piece of one -> (it, sentence) of a table. Raises what `read_clips` raises."""
-    from asrkit.sources import read_clips
+    from asrkit.audio.sources import read_clips
 
     return {clip.name: (clip, sentence) for clip, sentence in read_clips(table, ("path", "sentence"))}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asrkit.errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
-    from asrkit.transcript import Transcript
+    from asrkit.transcribe.transcript import Transcript
 
 JSON_LINES = "transcripts.jsonl"
 CONCATENATE = ("txt", "json", "jsonl", "ctm")  # formats of which several in a row still are that format
@@ -98,7 +98,7 @@ class Folder:
 
         Raises DataError (`bad_line`) for a line that `asrkit transcribe` did not write.
         """
-        from asrkit.transcript import Transcript, Word
+        from asrkit.transcribe.transcript import Transcript, Word
 
         if not self.formats or self.existing(index):
             return

@@ -12,8 +12,8 @@ from asrkit.cli.common import status_line
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from asrkit.audio.sources import Piece
     from asrkit.cli.transcribe_outputs import Folder
-    from asrkit.sources import Piece
     from asrkit.transcribe import Transcriber, Transcript
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from asrkit.layers import Chain, Layer, Residual
 from asrkit.masking import frame_mask
-from asrkit.recurrent_layer import RecurrentLayer
+from asrkit.recurrent.layer import RecurrentLayer
 
 RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Forward = Callable[[Tensor, Tensor], Any]

@@ -20,9 +20,9 @@ from asrkit.diagnostics.progress import PATIENCE, judge_epochs
 from asrkit.errors import DataError, StorageError
 from asrkit.hearing import phase
 from asrkit.preparation import Prepared, prepare
+from asrkit.preparation.splits import Split
 from asrkit.recipe import load_recipe
 from asrkit.runs import MetricsLog
-from asrkit.splits import Split
 
 CLIPS = 8  # enough for batch statistics that are not all noise, and for eight lengths
 SETTLED = 30  # updates after which running averages with momentum 0.1 have forgotten where they began (0.9^30 = 4 %)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from asrkit.corpus.tables import SUFFIXES, read_rows
 from asrkit.disk import unreadable
 from asrkit.errors import DataError, RecipeError, nearest
-from asrkit.tables import SUFFIXES, read_rows
 from asrkit.tokenizers import SPACE_MARK
 
 UNITS = ("words", "characters", "labels")
@@ -20,7 +20,7 @@ def read_sentences(sources: Sequence[str], column: str = "sentence") -> Iterator
     """(sentence, bytes read for it): lines of text files, the column of .tsv, .csv and .jsonl tables, `-` for standard
     input.
 
-    Raises DataError naming file and line: `missing_text`, `not_utf8`, and those of `asrkit.tables.read_rows`.
+    Raises DataError naming file and line: `missing_text`, `not_utf8`, and those of `asrkit.corpus.tables.read_rows`.
     """
     for source in sources:
         path = Path(source)

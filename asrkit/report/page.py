@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from asrkit.page_style import STYLE
 from asrkit.report.drawing import VARIABLES, Gallery, key
 from asrkit.report.tables import Table
-from asrkit.survey_style import STYLE
 
 MORE = """
 p.say{margin:.35em 0}ul.say{margin:.3em 0 .8em;padding-left:1.2em;overflow-wrap:anywhere}

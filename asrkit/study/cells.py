@@ -15,8 +15,8 @@ from asrkit.disk import atomic_write
 from asrkit.errors import RecipeError, StorageError
 from asrkit.hearing import model_hears
 from asrkit.recipe import ABSENT, differences, recipe_hash
+from asrkit.recipe.schema import NEUTRAL
 from asrkit.runs import MetricsLog
-from asrkit.schema import NEUTRAL
 from asrkit.study.plan import Cell, Study, common, identity
 
 FORMAT = 1

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from asrkit.errors import RecipeError
-from asrkit.overrides import parse_option
 from asrkit.recipe import ANY, REQUIRED, load_recipe
-from asrkit.schema import SCHEMA as RECIPE_SCHEMA
-from asrkit.validation import FLAG, Rule, number, optional, validate, whole
-from asrkit.vetting import Node
+from asrkit.recipe.overrides import parse_option
+from asrkit.recipe.schema import SCHEMA as RECIPE_SCHEMA
+from asrkit.recipe.validation import FLAG, Rule, number, optional, validate, whole
+from asrkit.recipe.vetting import Node
 
 STUDY_SCHEMA: dict[str, Any] = {
     "name": None,  # names the study's folder; the file's name where it is missing

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from asrkit.preparation import Prepared
-    from asrkit.splits import Split
+    from asrkit.preparation.splits import Split
 
 COMPARED = ("settings", "train", "dev", "test", "tokenizer", "frames", "order", "updates", "weights")
 

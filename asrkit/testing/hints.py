@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.encoders import StackEncoder
-from asrkit.norm_contract import rule_of
 from asrkit.normalization import PaddedFrames, standardize
+from asrkit.normalization.contract import rule_of
 from asrkit.testing.case import Case
 from asrkit.testing.result import NotApplicable
 from asrkit.testing.scope import SIZE, scope_batch

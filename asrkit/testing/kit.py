@@ -13,6 +13,7 @@ import torch
 from asrkit.encoders import Encoder, NormOptions
 from asrkit.errors import AsrkitError, RecipeError, nearest
 from asrkit.model import encoder_class
+from asrkit.recipe.validation import RULES
 from asrkit.testing import contract, export, hints, numerics, padding, scope, state
 from asrkit.testing.case import STACKS, Case, first_line, norm_options
 from asrkit.testing.result import (
@@ -26,7 +27,6 @@ from asrkit.testing.result import (
     NotApplicable,
     Result,
 )
-from asrkit.validation import RULES
 
 Check = Callable[[Case], None]
 # In the order in which a broken encoder is best mended: the first failure often explains later ones.

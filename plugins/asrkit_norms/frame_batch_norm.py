@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
 from asrkit.errors import RecipeError
-from asrkit.moments import Moments, RunningMoments, masked_moments, or_stored, pool
 from asrkit.normalization import Affine, Frames, PaddedFrames, Rule, Standard, standardize
+from asrkit.normalization.moments import Moments, RunningMoments, masked_moments, or_stored, pool
 
 TAIL = 8  # the pooled tail rests on this many times `min_count` frames, where training has seen as many
 

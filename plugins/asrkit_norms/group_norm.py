@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
 from asrkit.errors import RecipeError
-from asrkit.moments import grouped, masked_moments
 from asrkit.normalization import Affine, Standard, standardize
+from asrkit.normalization.moments import grouped, masked_moments
 
 
 class GroupNorm(nn.Module):

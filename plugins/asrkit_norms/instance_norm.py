@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
-from asrkit.moments import masked_moments
 from asrkit.normalization import Affine, Standard, standardize
+from asrkit.normalization.moments import masked_moments
 
 
 class InstanceNorm(nn.Module):

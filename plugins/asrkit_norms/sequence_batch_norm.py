@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from asrkit import StackEncoder
 from asrkit.encoders import NormOptions
-from asrkit.moments import RunningMoments, masked_moments, or_stored
 from asrkit.normalization import Affine, Frames, PaddedFrames, Rule, Standard, standardize
+from asrkit.normalization.moments import RunningMoments, masked_moments, or_stored
 
 
 class SequenceBatchNorm(nn.Module):

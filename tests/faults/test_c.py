@@ -22,9 +22,9 @@ from asrkit.encoders import NormOptions
 from asrkit.errors import AudioError, NumericError
 from asrkit.experiment import train
 from asrkit.model import encoder_class
+from asrkit.preparation.splits import Split
 from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog
-from asrkit.splits import Split
 from asrkit.testing.faults import tiny_corpus
 from asrkit.training import CTCBrain
 

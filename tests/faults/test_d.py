@@ -29,8 +29,9 @@ import soundfile
 import torch
 from toy import RATE, RECIPE, make_corpus, tones, toy_recipe
 
-from asrkit import registry, same_audio
+from asrkit import registry
 from asrkit.cli import main
+from asrkit.corpus import same_audio
 from asrkit.experiment import train
 from asrkit.preparation import prepare
 
@@ -464,9 +465,9 @@ def test_d15_foreign_characters_are_an_error_dropped_or_mapped(release: Release)
 
 HASHING = """
 import json, sys
-from asrkit.selection import DataReport, select_texts
+from asrkit.corpus.selection import DataReport, select_texts
 from asrkit.text import Spanish, fit_tokenizer
-from asrkit.utterances import Utterance
+from asrkit.corpus.utterances import Utterance
 from pathlib import Path
 texts = json.loads(sys.argv[1])
 report, rules = DataReport(), Spanish()

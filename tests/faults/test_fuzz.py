@@ -31,24 +31,24 @@ from mutation import as_json, byte_edits, changed, mutated, value_edits
 from test_x import model_of
 from toy import RATE, RECIPE, tones
 
-from asrkit.archive import Archive
 from asrkit.audio import read_audio
 from asrkit.bundle import load_bundle
 from asrkit.checkpoints import Checkpoints
+from asrkit.checkpoints.optimizer_state import optimizer_from_tensors
 from asrkit.corpus import open_corpus
+from asrkit.corpus.archive import Archive
+from asrkit.corpus.tables import read_rows
 from asrkit.errors import AsrkitError, printable
 from asrkit.lm.arpa import read_unigrams
 from asrkit.lm.lexicon import read_lexicon
-from asrkit.optimizer_state import optimizer_from_tensors
 from asrkit.recipe import load_recipe
+from asrkit.recipe.schema import SCHEMA
+from asrkit.recipe.validation import validate
 from asrkit.report.collect import collect
 from asrkit.runs import MetricsLog
-from asrkit.schema import SCHEMA
 from asrkit.subwords import SentencePieceTokenizer
 from asrkit.survey import survey
-from asrkit.survey_page import page
-from asrkit.tables import read_rows
-from asrkit.validation import validate
+from asrkit.survey.page import page
 
 pytestmark = pytest.mark.fault
 

@@ -28,15 +28,15 @@ from trials import Ended, Trial, digest, without_times
 
 from asrkit import experiment
 from asrkit.batching import Batch
-from asrkit.checkpoint_files import FILES, MANIFEST
 from asrkit.checkpoints import Checkpoints
+from asrkit.checkpoints.files import FILES, MANIFEST
 from asrkit.cli import main
 from asrkit.errors import InUseError, RecipeError, StorageError
 from asrkit.exhaustion import in_parts, is_out_of_memory
+from asrkit.preparation.splits import Split
+from asrkit.recipe.schema import NEUTRAL
 from asrkit.registry import list_plugins
 from asrkit.runs import MetricsLog, RunFolder
-from asrkit.schema import NEUTRAL
-from asrkit.splits import Split
 from asrkit.testing.faults import (
     count_calls,
     cut,
@@ -49,7 +49,7 @@ from asrkit.testing.faults import (
     zero_block,
 )
 from asrkit.training import CTCBrain, Stage
-from asrkit.update_group import UpdateGroup
+from asrkit.training.update_group import UpdateGroup
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("quick")]
 

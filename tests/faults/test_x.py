@@ -30,9 +30,9 @@ from test_recipe import HOSTILE
 from toy import LETTERS, RATE, tones
 
 import asrkit
-from asrkit import isolation, registry
-from asrkit.audio import read_audio
-from asrkit.audio_codecs import SUBTYPES
+from asrkit import registry
+from asrkit.audio import isolation, read_audio
+from asrkit.audio.codecs import SUBTYPES
 from asrkit.curves import draw_curves
 from asrkit.errors import AudioError
 from asrkit.subwords import SentencePieceTokenizer
