@@ -15,7 +15,8 @@ from asrkit import registry
 from asrkit.comparison import ALPHA, LEVEL
 from asrkit.encoders import NormOptions
 from asrkit.recipe.schema import SCHEMA
-from asrkit.study.plan import STUDY_SCHEMA, common, load_study
+from asrkit.study.definition import STUDY_SCHEMA
+from asrkit.study.plan import common, load_study
 
 PAGE = Path(__file__).parents[1] / "docs" / "normalization.md"
 

@@ -119,6 +119,7 @@ class TestPlan:
             (("lr: ", "axes: {a: {x: {training.epochs: 3}, y: {training.epochs: 4}}}\nlr: "), "axes_overlap"),
             (("lr: ", "axes: {a: {x: {encoder: none}}}\nlr: "), "reserved"),
             (("lr: ", "axes: {a: {}}\nlr: "), "value"),
+            (("lr: ", 'axes: {size: {"8": {width: 8}, "16": {width: 8}}}\nlr: '), "axes_same"),
         ],
     )  # fmt: skip
     def test_what_cannot_work_is_refused(self, tmp_path: Path, change: tuple[str, str], reason: str) -> None:
@@ -126,6 +127,22 @@ class TestPlan:
         with pytest.raises(AsrkitError) as error:
             load_study(write_study(tmp_path, STUDY.replace(*change)))
         assert error.value.reason == reason, str(error.value)
+
+    @pytest.mark.parametrize(
+        ("change", "options", "message"),
+        [
+            (('axes: {w: {"8": {width: 8}, "9": {widht: 9}}}\n'), [], r"^axes\.w\.9: widht: .*did you mean 'width'"),
+            ("overrides: {trainin.epochs: 3}\n", [], r"^overrides: trainin\.epochs: .*did you mean 'training'"),
+            ("", [("seedz", "[1]")], r"^--seedz: .*keys of a study: .*did you mean 'seeds'"),
+        ],
+    )
+    def test_a_misspelled_key_is_found_where_it_was_written(
+        self, tmp_path: Path, change: str, options: list[tuple[str, str]], message: str
+    ) -> None:
+        text = STUDY.replace("overrides: {training.epochs: 2}\n", "") + change
+        with pytest.raises(RecipeError, match=message) as error:
+            load_study(write_study(tmp_path, text), options)
+        assert error.value.reason == "unknown_key"
 
     def test_what_is_no_study_is_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         study = write_study(tmp_path, STUDY)
@@ -463,6 +480,13 @@ class TestCell:
         assert found["dev"]["cer"] == epochs[0]["dev"]["cer"]
         assert found["test"] is not None
         assert found["proof"]["order"] is None
+        waiting = cells.failure(study.cells[1], "killed", "its process was ended by SIGKILL", -9)
+        cells.write_outcome(folder, {**waiting, "unscored": True})
+        scored = worker.do_cell(folder, cells.read_task(folder), test=True)
+        assert scored["error"]["code"] == "killed"
+        same = ("status", "dev", "test", "epochs", "hears", "proof", "best_epoch")
+        assert {key: scored[key] for key in same} == {key: found[key] for key in same}
+        assert "unscored" not in scored
         study.cells[:] = [cell for cell in study.cells if cell.id == found["id"]]
         home = tmp_path / "home"
         (home / "cells").mkdir(parents=True)
@@ -617,6 +641,55 @@ class TestRunner:
         assert wrong["error"]["code"] == "killed"
         assert "SIGKILL (out of memory?)" in wrong["error"]["message"]
 
+    def test_a_killed_cell_is_scored_by_its_best_checkpoint(self, tmp_path: Path, fake: Callable) -> None:
+        first = "(folder / 'checkpoints/step-1').mkdir(parents=True); os.kill(os.getpid(), signal.SIGKILL)"
+        fake(
+            "there = json.loads((folder / 'cell.json').read_text()) if (folder / 'cell.json').exists() else {}\n"
+            f"if seed > 1 and not there: {first}\n"
+            "if seed == 3: os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        study = grid(tmp_path, encoders=1, rates=1)
+        summary = self.go(study, tmp_path / "s")
+        assert summary["complete"]
+        starts = [word for word in journal(tmp_path / "s") if word.startswith("+")]
+        assert len(starts) == 5  # a second process each, and no third
+        scored, died = summary["cells"][1:]
+        assert scored["dev_cer"] == pytest.approx(0.012)
+        assert (died["status"], died["error"]["code"], died["dev_cer"]) == ("failed", "killed", None)
+        assert "unscored" not in json.loads((tmp_path / "s" / died["path"] / "cell.json").read_text())
+
+    def test_a_cell_that_somebody_else_stops_goes_on_once(self, tmp_path: Path, fake: Callable) -> None:
+        fake(
+            "seen = folder / 'seen'; before = seen.exists(); seen.touch()\n"
+            "if seed == 2 and not before or seed == 3: print('stopped', flush=True); sys.exit(75)"
+        )
+        summary = self.go(grid(tmp_path, encoders=1, rates=1), tmp_path / "s")
+        assert summary["counts"] == {"done": 2, "failed": 1}
+        assert summary["cells"][2]["error"]["code"] == "stopped"
+        assert sum("it goes on" in line for line in self.lines) == 2
+
+    def test_what_is_left_out_is_still_shown(self, tmp_path: Path, fake: Callable) -> None:
+        """A rate that is not chosen any more, an arm and a seed that the study has lost: trained, and on record."""
+        study = grid(tmp_path, encoders=2, rates=2, seeds=2)
+        assert self.go(study, tmp_path / "s")["left_out"] == []
+        options = [("lr", "[5.0e-4, 1.0e-3, 2.0e-3]")]
+        wider = self.go(load_study(tmp_path / "study.yaml", options), tmp_path / "s", test_again=True)
+        assert [(one["id"], one["why"]) for one in wider["left_out"]] == [
+            (f"toy--{encoder}--lr-0.001--seed-2", "rate not chosen now") for encoder in study.definition["encoders"]
+        ]
+        fewer = self.go(
+            load_study(tmp_path / "study.yaml", [*options, ("encoders", "[none]"), ("seeds", "[1]")]), tmp_path / "s"
+        )
+        assert fewer["counts"] == {"done": 3}
+        assert fewer["tested_before"] == {"toy--none": [0.001]}
+        assert len(fewer["left_out"]) == 3 + 3 + 1
+        assert {one["why"] for one in fewer["left_out"]} == {"no longer in the study"}
+        assert fewer["left_out"][0]["dev_cer"] is not None
+        self.lines.clear()
+        more = load_study(tmp_path / "study.yaml", [*options, ("encoders", "[none]"), ("seeds", "[1, 2, 5]")])
+        self.go(more, tmp_path / "s")
+        assert "4 of 5 cells are done; 6 more are not in use" in self.lines[0]
+
     def test_a_full_disk_ends_the_study_and_is_no_result(self, tmp_path: Path, fake: Callable) -> None:
         fake("if seed == 2: print('no space left', flush=True); sys.exit(5)")
         study = grid(tmp_path, encoders=1, rates=1)
@@ -705,6 +778,10 @@ class TestRunner:
         study.definition["budget"] |= {"processes": 4, "gpus": 2}
         one = runner.Runner(study, tmp_path)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(RecipeError, match=r"this machine has 1; fix: --budget\.gpus=1"):
+            one.run()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         assert [one._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["0", "1", "0", "1"]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
         assert one._environment(3)["CUDA_VISIBLE_DEVICES"] == "7"

@@ -109,7 +109,7 @@ def _dispatch(words: list[str]) -> int:
         verb_parser = parser
     if unknown:
         raise _unknown_argument(unknown[0], verb_parser)
-    args.overrides = overrides
+    args.overrides, args.words = overrides, words
     with careful_terminal():
         return int(args.run(args))
 

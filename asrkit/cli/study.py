@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         test_again=args.test_again,
         progress=progress,
         say=_sayer(silent, progress),
+        command_line=shlex.join(["asrkit", *args.words]),
     )
     if args.json:
         print_json({"folder": folder} | {k: v for k, v in summary.items() if k not in ("definition", "proof")})
@@ -96,7 +98,7 @@ def _plan(study: Any, folder: Path, as_json: bool) -> int:
 
     cells.refuse_other_cells(study, folder)
     outcomes = cells.read_outcomes(study, folder)
-    plan = summary(study, outcomes, chosen_rates(study, outcomes))
+    plan = summary(study, outcomes, chosen_rates(study, outcomes), others=cells.other_outcomes(study, folder))
     budget = study.definition["budget"]
     left = seconds_left(study, outcomes, budget["processes"])
     if as_json:

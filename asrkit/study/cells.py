@@ -59,7 +59,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}", reason="unreadable") from error
     except ValueError as error:
-        raise StorageError(f"{path} is damaged ({error})", fix="remove it: the cell is done again") from error
+        fix = "remove it: the cell is done again"
+        raise StorageError(f"{path} is damaged ({error})", fix=fix, reason="damaged") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise StorageError(f"{path} is of another asrkit", fix="give another folder with --output", reason="format")
     return data
@@ -80,6 +81,11 @@ def failure(cell: Cell, code: str, message: str, exit_code: int | None) -> dict[
     """The outcome of a cell whose process has left none."""
     error = {"code": code, "message": message, "exit_code": exit_code}
     return {**about(cell), "status": FAILED, "error": error, "dev": None, "test": None, "test_error": None}
+
+
+def awaits_its_score(outcome: Mapping[str, Any] | None) -> bool:
+    """Whether a cell's process was ended from outside, and its best checkpoint is still to be scored."""
+    return outcome is not None and bool(outcome.get("unscored"))
 
 
 def write_task(folder: Path, cell: Cell, study: Study, plugins: Sequence[str], threads: int) -> None:
@@ -136,15 +142,25 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def read_outcomes(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """What the study's cells have left so far, by id, without what belongs to single utterances."""
+    """What the study's cells have left so far, by id, without what belongs to single utterances. A cell that awaits
+    its score is not over."""
     found = {}
     for cell in study.cells:
         outcome = read_outcome(cell_folder(folder, cell))
-        if outcome is not None:
+        if outcome is not None and not awaits_its_score(outcome):
             found[cell.id] = figures_of(outcome)
             if outcome.get("proof"):
                 found[cell.id]["proof"] = _comparable(outcome["proof"], cell, folder)
     return found
+
+
+def other_outcomes(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """What cells in the folder have left that are none of the study as it is now: it was edited, or called with other
+    options."""
+    known = {cell.id for cell in study.cells}
+    places = sorted(path.parent for path in folder.glob("cells/*/cell.json"))
+    found = [read_outcome(place) for place in places if place.name not in known]
+    return [figures_of(outcome) for outcome in found if outcome is not None]
 
 
 def _comparable(proof: Mapping[str, Any], cell: Cell, folder: Path) -> dict[str, Any]:

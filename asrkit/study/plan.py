@@ -7,94 +7,22 @@ axis, and an encoder; a cell is an arm with a learning rate and a seed: one run.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from asrkit.errors import RecipeError
-from asrkit.recipe import ANY, REQUIRED, load_recipe
-from asrkit.recipe.overrides import parse_option
+from asrkit.errors import RecipeError, nearest
+from asrkit.recipe import load_recipe, recipe_hash
 from asrkit.recipe.schema import SCHEMA as RECIPE_SCHEMA
-from asrkit.recipe.validation import FLAG, Rule, number, optional, validate, whole
-from asrkit.recipe.vetting import Node
+from asrkit.recipe.validation import validate
+from asrkit.study.definition import NAME, STUDY_SCHEMA, read_definition
 
-STUDY_SCHEMA: dict[str, Any] = {
-    "name": None,  # names the study's folder; the file's name where it is missing
-    "recipes": REQUIRED,  # files, relative to the study's
-    "encoders": REQUIRED,
-    "baseline": None,  # the encoder that a report compares every other one with; all pairs where it is missing
-    "overrides": ANY,  # dotted path -> value, for every cell
-    "axes": ANY,  # name -> value's name -> overrides
-    "lr": REQUIRED,  # the grid, the same for every arm; each arm's is chosen on dev
-    "lr_seeds": 1,  # with so many of the seeds, the first
-    "seeds": [1, 2, 3],
-    "test": True,  # the test split is decoded once, with the chosen learning rate
-    "keep_checkpoints": False,  # of cells that are done; their models stay in any case
-    "budget": {
-        "minutes": None,  # of one call; what is not done then is done by the next
-        "processes": 1,  # cells at a time
-        "threads": 1,  # of each
-        "gpus": None,  # cells take turns on so many; null: each sees what this process sees
-    },
-}
-# What the study itself sets in every cell.
-RESERVED = {"encoder": "encoders", "seed": "seeds", "training.lr": "lr", "name": "recipes"}
 # A cell draws no pictures of its own; both can be switched on in `overrides`.
 QUIET = (("training.tensorboard", "false"), ("training.curves", "false"))
-NAME = re.compile(r"[^\W_][\w.+]*(-[\w.+]+)*")
 PICKS = ("training.tensorboard", "training.curves", "training.checkpoint_minutes", "data.root", "data.cache")
 """Settings that are no part of a cell's identity: where the data lie (their hashes are compared), what is drawn."""
-
-
-def _names(value: Any) -> bool:
-    return _filled(value) and all(isinstance(one, str) and one.strip() for one in value)
-
-
-def _filled(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and len({json.dumps(one) for one in value}) == len(value)
-
-
-def _rates(value: Any) -> bool:
-    rule = number(0, above=True)
-    return _filled(value) and all(rule.accepts(one) for one in value) and len(set(value)) == len(value)
-
-
-def _seeds(value: Any) -> bool:
-    rule = whole(0, 2**63 - 1)
-    return _filled(value) and all(rule.accepts(one) for one in value)
-
-
-def _options(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _axes(value: Any) -> bool:
-    return _options(value) and all(
-        NAME.fullmatch(axis) and _options(values) and values and all(map(NAME.fullmatch, values))
-        and all(options is None or _options(options) for options in values.values())
-        for axis, values in value.items()
-    )  # fmt: skip
-
-
-RULES: dict[str, Rule] = {
-    "recipes": Rule("a list of different files such as [model1.yaml, model3.yaml]", _names),
-    "encoders": Rule("a list of different names such as [none, layer_norm]", _names),
-    "baseline": Rule("a name such as none", lambda value: isinstance(value, str), nullable=True),
-    "overrides": Rule("a mapping such as {width: 96, training.epochs: 12}", _options, nullable=True),
-    "axes": Rule('a mapping such as {depth: {"3": {layers.0.repeat.times: 3}}}', _axes, nullable=True),
-    "lr": Rule("a list of different numbers above 0 such as [5.0e-4, 1.0e-3]", _rates),
-    "lr_seeds": whole(1),
-    "seeds": Rule("a list of different whole numbers from 0 such as [1, 2, 3]", _seeds),
-    "test": FLAG,
-    "keep_checkpoints": FLAG,
-    "budget.minutes": optional(number(0, above=True)),
-    "budget.processes": whole(1),
-    "budget.threads": whole(1),
-    "budget.gpus": whole(1, nullable=True),
-}
 
 
 @dataclass(frozen=True)
@@ -162,14 +90,7 @@ def load_study(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> S
     Raises RecipeError for a value or a combination that cannot work, and as `asrkit.recipe.load_recipe` does.
     """
     path = Path(path)
-    own = [(key, text) for key, text in overrides if key.split(".")[0] in STUDY_SCHEMA]
-    definition = _definition(path, own)
-    definition["name"] = str(definition["name"] or path.stem)
-    for key, text in overrides:
-        if key.split(".")[0] not in STUDY_SCHEMA:
-            definition.setdefault("overrides", None)
-            definition["overrides"] = {**(definition["overrides"] or {}), key: _data(parse_option(key, text))}
-    _check(definition)
+    definition = read_definition(path, overrides)
     sources, cells = {}, []
     for name in definition["recipes"]:
         file = (path.parent / name).resolve()
@@ -179,107 +100,67 @@ def load_study(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> S
                 fix="give every recipe a file name of its own: letters, digits, single - and _ . +",
                 reason="recipe_name",
             )
-        found = _cells(definition, file)
+        found = _cells(definition, file, {key for key, _ in overrides})
         sources[file.stem] = file.read_text(encoding="utf-8")
         cells += found
     return Study(definition["name"], path, definition, sources, cells)
 
 
-def _definition(path: Path, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    if path.is_dir():
-        raise RecipeError(
-            f"{path} is a folder", fix="give the study's file; --output says where it is done", reason="missing_recipe"
-        )
-    try:
-        return load_recipe(path, overrides, known=STUDY_SCHEMA)
-    except RecipeError as error:
-        if error.reason != "missing_value":
-            raise
-        raise RecipeError(
-            f"{path.name} is no whole study: {error.what}",
-            fix="a study has recipes:, encoders: and lr:, such as recipes/demo_study.yaml; one recipe is for `asrkit "
-            "train`",
-            reason="missing_value",
-        ) from error
-
-
-def _data(node: Node) -> Any:
-    """What an option holds, as plain data."""
-    if isinstance(node.value, dict):
-        return {key: _data(child) for key, child in node.value.items()}
-    return [_data(child) for child in node.value] if isinstance(node.value, list) else node.value
-
-
-def _check(definition: dict[str, Any]) -> None:
-    for key, rule in RULES.items():
-        value: Any = definition
-        for part in key.split("."):
-            value = value.get(part)
-        if not (value is None and key in ("overrides", "axes")):
-            rule.check(key, value)
-    if not NAME.fullmatch(definition["name"]):
-        fix = "use letters, digits, single - and _ . +, beginning with a letter or digit"
-        raise RecipeError(f"name {definition['name']!r} cannot name a folder", fix=fix, reason="folder_name")
-    if definition["baseline"] not in (None, *definition["encoders"]):
-        raise RecipeError(
-            f"baseline = {definition['baseline']!r}, which is no encoder of this study", reason="value",
-            possible=", ".join(definition["encoders"]), fix="take one of them, or --baseline=null for all pairs",
-        )  # fmt: skip
-    if definition["lr_seeds"] > len(definition["seeds"]):
-        raise RecipeError(
-            f"lr_seeds = {definition['lr_seeds']} of {len(definition['seeds'])} seeds", reason="value",
-            possible=f"1 to {len(definition['seeds'])}",
-        )  # fmt: skip
-    _check_options(definition)
-
-
-def _check_options(definition: dict[str, Any]) -> None:
-    """Refuse settings that the study makes itself, those that no cell would have, and two axes that set one thing."""
-    axes = definition.get("axes") or {}
-    places = {"overrides": set(definition.get("overrides") or {})}
-    for axis, values in axes.items():
-        places[f"axes.{axis}"] = {key for options in values.values() for key in options or {}}
-    for place, keys in places.items():
-        for key in keys & set(RESERVED):
-            raise RecipeError(
-                f"{place} sets {key}, which the study sets itself", fix=f"use `{RESERVED[key]}:`", reason="reserved"
-            )
-    for axis, values in axes.items():
-        for key in places["overrides"].intersection(*(options or {} for options in values.values())):
-            raise RecipeError(
-                f"overrides sets {key}, and no cell would have it: every value of axes.{axis} sets it too",
-                fix=f"leave it out, or take other values into axes.{axis}",
-                reason="axes_overlap",
-            )
-    names = [place for place in places if place != "overrides"]
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            for a, b in product(places[one], places[other]):
-                if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
-                    raise RecipeError(
-                        f"{one} and {other} both set {min(a, b, key=len)}",
-                        fix="make one axis of them, or let each set keys of its own",
-                        reason="axes_overlap",
-                    )
-
-
-def _cells(definition: dict[str, Any], file: Path) -> list[Cell]:
-    """All cells of one recipe."""
+def _cells(definition: dict[str, Any], file: Path, typed: set[str]) -> list[Cell]:
+    """All cells of one recipe. typed: the overrides that are options of the command line."""
     axes = definition.get("axes") or {}
     base = list(QUIET) + _pairs(definition.get("overrides"))
     found = []
+    contexts: dict[str, dict[str, str]] = {}
     for values in product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         options = base + [pair for axis, value in chosen.items() for pair in _pairs(axes[axis][value])]
         for encoder in definition["encoders"]:
             for lr, seed in product(definition["lr"], definition["seeds"]):
                 own = _pairs({"encoder": encoder, "training.lr": lr, "seed": seed})
-                settings = load_recipe(file, [*options, *own], known=RECIPE_SCHEMA)
+                try:
+                    settings = load_recipe(file, [*options, *own], known=RECIPE_SCHEMA)
+                except RecipeError as error:
+                    if error.reason == "unknown_key":
+                        _explain_key(definition, file, typed)
+                    raise
                 settings["name"] = settings["name"] or file.stem
                 found.append(Cell(file.stem, chosen, encoder, float(lr), seed, settings))
             validate(found[-1].settings)
             _check_settings(found[-1].settings, file, definition["test"])
+        _check_new(contexts, found[-1], file)
     return found
+
+
+def _check_new(contexts: dict[str, dict[str, str]], cell: Cell, file: Path) -> None:
+    """Two contexts with the same settings would be trained twice, and compared as if they were two."""
+    key = recipe_hash(common(cell.settings))
+    before = contexts.setdefault(key, cell.axes)
+    if before is not cell.axes:
+        same = " and ".join(", ".join(f"{axis} {value}" for axis, value in one.items()) for one in (before, cell.axes))
+        raise RecipeError(
+            f"axes: with {file.name}, {same} are the same settings",
+            fix="let every value of an axis change something, or take one of them out", reason="axes_same",
+        )  # fmt: skip
+
+
+def _explain_key(definition: dict[str, Any], file: Path, typed: set[str]) -> None:
+    """Raise RecipeError (`unknown_key`) that says where in the study the key is that a recipe does not have; nothing
+    where none of them is it."""
+    axes = definition.get("axes") or {}
+    places = [("", {key: value}) for key, value in (definition.get("overrides") or {}).items()]
+    places += [(f"axes.{axis}.{value}", options) for axis in axes for value, options in axes[axis].items()]
+    for place, options in places:
+        try:
+            load_recipe(file, [*QUIET, *_pairs(options)], known=RECIPE_SCHEMA)
+        except RecipeError as error:
+            if error.reason != "unknown_key":
+                continue
+            option = not place and set(options) <= typed
+            what = error.what if option else f"{place or 'overrides'}: {error.what.removeprefix('--')}"
+            also = nearest(next(iter(options)).split(".")[0], STUDY_SCHEMA)
+            possible = f"{error.possible}; keys of a study: {also}" if option else error.possible
+            raise RecipeError(what, possible=possible, fix=error.fix, reason="unknown_key") from None
 
 
 def _pairs(options: Mapping[str, Any] | None) -> list[tuple[str, str]]:

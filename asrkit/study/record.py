@@ -91,26 +91,18 @@ def summary(
     rates: Mapping[str, float | None],
     out_of_time: bool = False,
     ledger: Mapping[str, list[float]] | None = None,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """study.json without its proof: the definition, every arm with its learning rates, every cell with its path.
 
-    ledger: as `touched` returns it.
+    ledger: as `touched` returns it. others: as `cells.other_outcomes` returns it.
     """
     from asrkit import __version__
 
-    wanted, tries = wanted_cells(study, outcomes), tuning(study, outcomes)
+    wanted = wanted_cells(study, outcomes)
     open_status = cells.SKIPPED if out_of_time else cells.PENDING
     rows = [_row(cell, outcomes.get(cell.id), rates[cell.arm] == cell.lr, open_status) for cell in wanted]
     total = total_cells(study)
-    arms = []
-    for arm, members in study.arms.items():
-        first = members[0]
-        grid = [
-            {"lr": lr, "dev_cer": None if tried is None else tried.cer, "deaf": None if tried is None else tried.deaf}
-            for lr, tried in tries[arm].items()
-        ]
-        arms.append({"arm": arm, "context": first.context, "recipe": first.recipe, "axes": first.axes,
-                     "encoder": first.encoder, "lr": rates[arm], "tuning": grid})  # fmt: skip
     status = Counter(row["status"] for row in rows)
     status[open_status] += total - len(rows)
     tests = study.definition["test"]
@@ -126,15 +118,43 @@ def summary(
         "total_cells": total,
         "complete": all(row["over"] for row in rows) and len(rows) == total and (tested or not tests),
         "counts": {name: count for name, count in status.items() if count},
-        "arms": arms,
+        "arms": _arms(study, outcomes, rates),
         # Arms whose test split was decoded with a learning rate that is not theirs now, before the grid was widened.
         "tested_before": {
-            arm: others
+            arm: before
             for arm, used in (ledger or {}).items()
-            if (others := [lr for lr in used if lr != rates.get(arm)])
+            if rates.get(arm) is not None and (before := [lr for lr in used if lr != rates[arm]])
         },
         "cells": rows,
+        "left_out": _left_out(wanted, outcomes, others),
     }
+
+
+def _arms(study: Study, outcomes: Outcomes, rates: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Every arm with the learning rate that is its own, and what each rate came to."""
+    arms, tries = [], tuning(study, outcomes)
+    for arm, members in study.arms.items():
+        first = members[0]
+        grid = [
+            {"lr": lr, "dev_cer": None if tried is None else tried.cer, "deaf": None if tried is None else tried.deaf}
+            for lr, tried in tries[arm].items()
+        ]
+        arms.append({"arm": arm, "context": first.context, "recipe": first.recipe, "axes": first.axes,
+                     "encoder": first.encoder, "lr": rates[arm], "tuning": grid})  # fmt: skip
+    return arms
+
+
+def _left_out(wanted: Sequence[Cell], outcomes: Outcomes, others: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells that are over and that nothing is compared with: they have cost as much, and who leaves them out after
+    seeing them has chosen. Their test is not repeated here."""
+    kept = {cell.id for cell in wanted}
+    open_again = [one for name, one in outcomes.items() if name not in kept]
+    rows = [(one, "rate not chosen now") for one in open_again] + [(one, "no longer in the study") for one in others]
+    return [
+        {**{key: one[key] for key in ("id", "arm", "lr", "seed", "status")}, "why": why,
+         "dev_cer": one["dev"]["cer"] if one.get("dev") else None}
+        for one, why in rows
+    ]  # fmt: skip
 
 
 def _row(cell: Cell, outcome: Mapping[str, Any] | None, chosen: bool, open_status: str) -> dict[str, Any]:

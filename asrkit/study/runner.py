@@ -49,6 +49,7 @@ class Runner:
 
     plugins: files that register plugins, for every process. retry_failed: do cells that have crashed again. test_again:
     decode the test split of an arm with another learning rate than before, where a wider grid has changed the choice.
+    command_line: what was typed, for study.json and log.txt.
     """
 
     def __init__(
@@ -61,12 +62,16 @@ class Runner:
         test_again: bool = False,
         progress: bool = False,
         say: Say = print,
+        command_line: str | None = None,
     ) -> None:
         self.study, self.folder = study, Path(folder)
         self.plugins = [str(Path(file).resolve()) for file in plugins]
         self.retry_failed, self.test_again, self.progress, self.say = retry_failed, test_again, progress, say
+        self.command_line = command_line
         self.budget = study.definition["budget"]
         self.outcomes: dict[str, dict[str, Any]] = {}
+        self.others: list[dict[str, Any]] = []
+        self.interrupted: set[str] = set()
         self.planned: dict[str, dict[str, Any]] = {}
         self.running: list[_Running] = []
         self.open: list[Job] = []
@@ -88,10 +93,15 @@ class Runner:
                 for name in cells.set_aside_failures(self.study, self.folder):
                     self.say(f"again: {name}")
             self.outcomes = cells.read_outcomes(self.study, self.folder)
+            self.others = cells.other_outcomes(self.study, self.folder)
             atomic_write(self.folder / self.study.file.name, self.study.file.read_text(encoding="utf-8"))
             self.open = next_jobs(self.study, self.outcomes)
             if self.open:
-                self.say(f"{self.folder}: {len(self.outcomes)} of {total_cells(self.study)} cells are done")
+                unused = len(self.outcomes) - self._done() + len(self.others)
+                rest = f"; {unused} more are not in use, of other learning rates or arms" if unused else ""
+                self.say(f"{self.folder}: {self._done()} of {total_cells(self.study)} cells are done{rest}")
+                if self.command_line:
+                    record.note(self.folder, self.command_line)
                 self._warn_of_test()
                 self.planned = record.prove(self.study, self.plugins, self.progress)
                 deadline = None if self.budget["minutes"] is None else started + 60 * self.budget["minutes"]
@@ -118,7 +128,7 @@ class Runner:
             untested = sum(job.cell.id in self.outcomes for job in self.open)
             rest = f", test is still to be decoded with {untested} of them" if untested else ""
             raise StoppedError(
-                f"{what}; {len(self.outcomes)} of {total_cells(self.study)} cells are trained{rest}",
+                f"{what}; {self._done()} of {total_cells(self.study)} cells are trained{rest}",
                 fix="type the same command to go on",
                 reason="stopped" if self.stop.received is not None else "out_of_time",
             )
@@ -194,12 +204,14 @@ class Runner:
             one.process.stdin.close()
         outcome = cells.read_outcome(folder)
         record.note(self.folder, f"end {cell.id} exit {code}")
-        complete = outcome is not None and (not one.job.test or _has_test(outcome))
+        complete = _complete(outcome, one.job.test)
         if not complete:
             if self.stop.received is not None or self.out_of_time:
                 return  # it has saved, and the next call goes on
             if code in NOT_THE_CELLS:
                 self._give_up(code, folder)
+            if self._once_more(one, outcome, folder):
+                return
             outcome = self._crashed(one, outcome, folder)
             cells.write_outcome(folder, outcome)
         assert outcome is not None
@@ -213,6 +225,19 @@ class Runner:
         self._write()
         proof.check(self.study, self._fingerprints())
 
+    def _once_more(self, one: _Running, outcome: dict[str, Any] | None, folder: Path) -> bool:
+        """Whether a cell that left no word shall have another process: one that somebody else stopped goes on, and one
+        that was killed has its best checkpoint scored, as any other that ends before its time."""
+        code, cell = one.process.returncode, one.job.cell
+        if code == StoppedError.exit_code and cell.id not in self.interrupted:
+            self.interrupted.add(cell.id)
+            self.say(f"{cell.id}: its process was stopped, not by this study; it goes on")
+            return True
+        if code < 0 and outcome is None and any((folder / "checkpoints").glob("step-*")):
+            cells.write_outcome(folder, {**self._crashed(one, None, folder), "unscored": True})
+            return True
+        return False
+
     def _crashed(self, one: _Running, outcome: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
         """The outcome of a process that died before it could say why."""
         code = one.process.returncode
@@ -224,6 +249,8 @@ class Runner:
             reason, message = ("stopped" if code == 75 else "crashed"), _last_line(folder / "output.txt")
         if outcome is None:
             return cells.failure(one.job.cell, reason, message, code)
+        if cells.awaits_its_score(outcome):  # it died of that too
+            return {key: value for key, value in outcome.items() if key != "unscored"}
         return {**outcome, "test_error": {"code": reason, "message": message, "exit_code": code}}
 
     def _give_up(self, code: int, folder: Path) -> NoReturn:
@@ -257,7 +284,9 @@ class Runner:
     def _write(self) -> dict[str, Any]:
         """study.json, up to date; returned as data."""
         rates = chosen_rates(self.study, self.outcomes)
-        summary = record.summary(self.study, self.outcomes, rates, self.out_of_time, record.touched(self.folder))
+        ledger = record.touched(self.folder)
+        summary = record.summary(self.study, self.outcomes, rates, self.out_of_time, ledger, self.others)
+        summary["command"] = self.command_line
         known = self._fingerprints() or self.planned
         summary["proof"] = proof.table(self.study, known)
         atomic_write(self.folder / "study.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
@@ -268,6 +297,14 @@ def _gpus(count: int) -> list[str]:
     """So many GPUs, those that CUDA_VISIBLE_DEVICES names where it is set: all others are somebody else's."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
+        import torch
+
+        there = torch.cuda.device_count()
+        if count > there:
+            raise RecipeError(
+                f"budget.gpus = {count}, and this machine has {there}", reason="gpus",
+                fix=f"--budget.gpus={there or 'null'}",
+            )  # fmt: skip
         return [str(place) for place in range(count)]
     names = [name.strip() for name in visible.split(",") if name.strip()]
     if len(names) < count:
@@ -278,8 +315,12 @@ def _gpus(count: int) -> list[str]:
     return names[:count]
 
 
-def _has_test(outcome: dict[str, Any]) -> bool:
-    return outcome.get("dev") is None or outcome.get("test") is not None or outcome.get("test_error") is not None
+def _complete(outcome: dict[str, Any] | None, test: bool) -> bool:
+    """Whether a cell is over, with test where that was asked for."""
+    if outcome is None or cells.awaits_its_score(outcome):
+        return False
+    tested = outcome.get("test") is not None or outcome.get("test_error") is not None
+    return not test or outcome.get("dev") is None or tested
 
 
 def _last_line(path: Path) -> str:

@@ -7,6 +7,7 @@ reuses the cells of stage 1, and decodes the test split.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,9 +129,9 @@ def seconds_left(study: Study, outcomes: Outcomes, processes: int) -> float | No
     overall = _mean([one for values in took.values() for one in values])
     left = 0.0
     share = total_cells(study) / len(study.arms)
+    done = Counter(cell.arm for cell in wanted_cells(study, outcomes) if cell.id in outcomes)
     for arm, cells in study.arms.items():
-        done = sum(cell.id in outcomes for cell in cells)
-        left += max(share - done, 0) * _mean(took.get(study.arms[arm][0].context, [overall]))
+        left += max(share - done[arm], 0) * _mean(took.get(cells[0].context, [overall]))
     return left / max(min(processes, total_cells(study)), 1)
 
 

@@ -76,6 +76,9 @@ def do_cell(folder: Path, task: Mapping[str, Any], test: bool) -> dict[str, Any]
     if outcome is None:
         outcome = _trained(folder, task)
         cells.write_outcome(folder, outcome)
+    elif cells.awaits_its_score(outcome):
+        outcome = _outcome(folder, task, outcome["error"], None)
+        cells.write_outcome(folder, outcome)
     if test and outcome["dev"] is not None and outcome["test"] is None:
         finished = outcome["status"] != cells.FAILED
         found, error = _attempt(lambda: _scored(folder, task["settings"], "test", finished))
@@ -104,11 +107,21 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
 
 def _trained(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
     """Train, then score the best model on dev. A cell that crashes is scored by the best model it has left."""
+    started = time.monotonic()
+    resumed = (folder / "metrics.jsonl").exists()
+    _, error = _attempt(lambda: _train_patiently(task["settings"], task["source"], folder))
+    outcome = _outcome(folder, task, error, started)
+    return {**outcome, "resumed": resumed}
+
+
+def _outcome(
+    folder: Path, task: Mapping[str, Any], error: dict[str, Any] | None, started: float | None
+) -> dict[str, Any]:
+    """What came of a run that is over. error: what ended it before its time. started: `time.monotonic()` then, where
+    this process trained it."""
     from asrkit.runs import MetricsLog
 
-    settings, started = task["settings"], time.monotonic()
-    resumed = (folder / "metrics.jsonl").exists()
-    _, error = _attempt(lambda: _train_patiently(settings, task["source"], folder))
+    settings = task["settings"]
     proof, proof_error = _attempt(lambda: _proof(folder, settings))
     dev, dev_error = _attempt(lambda: _scored(folder, settings, "dev", finished=error is None))
     error = error or proof_error or dev_error
@@ -122,8 +135,8 @@ def _trained(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
         "error": error,
         **cost,
         "hears": cells.best_model_hears(status, epochs, cost["best_epoch"]),
-        "wall_seconds": time.monotonic() - started,
-        "resumed": resumed,
+        "wall_seconds": None if started is None else time.monotonic() - started,
+        "device": _device(settings),
         "threads": task["threads"],
         "proof": proof,
         "dev": dev,
