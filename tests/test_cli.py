@@ -206,6 +206,12 @@ class TestOverrides:
         assert "--json" in err
         assert "asrkit plugins --help" in err
 
+    def test_a_verb_within_a_verb_names_its_own(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["data", "check", ".", "--jsn=1"]) == 2
+        err = capsys.readouterr().err
+        assert "asrkit data check --help" in err
+        assert "--speakers" not in err  # of `data synth`
+
     def test_no_option_is_guessed_from_its_beginning(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plugins", "--lo"]) == 2
         assert "unknown option --lo " in capsys.readouterr().err

@@ -137,7 +137,7 @@ def test_an_interrupted_preparation_ends_with_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from asrkit import clips, shards
+from asrkit.preparation import clips, shards
 shards.CLIPS_PER_SHARD = 3
 read_audio, seen = clips.read_audio, []
 def killing(source, *args, **options):

@@ -236,7 +236,11 @@ class TestDeviations:
         assert set(xfails) == {"Declares-padding_train", "Declares-scope"}
         assert all(kwargs["strict"] and kwargs["raises"] is DeclaredDeviation for kwargs in xfails.values())
 
-    @pytest.mark.parametrize("deviations", [{"paddingtrain": "because"}, {"padding_train": " "}, {"scope": None}])
+    @pytest.mark.parametrize(
+        "deviations",
+        [{"paddingtrain": "because"}, {"padding_train": " "}, {"scope": None},
+         {"padding_train": Deviation("there", stacks=("layer",))}],
+    )  # fmt: skip
     def test_an_unknown_check_or_no_reason(self, deviations: dict[str, Any]) -> None:
         cls = type("Vague", (Frames,), {"deviations": deviations})
         with pytest.raises(RecipeError) as caught:

@@ -108,7 +108,7 @@ def _dispatch(words: list[str]) -> int:
             return 2
         verb_parser = parser
     if unknown:
-        raise _unknown_argument(unknown[0], verb_parser)
+        raise _unknown_argument(unknown[0], inner or verb_parser)
     args.overrides, args.words = overrides, words
     with careful_terminal():
         return int(args.run(args))

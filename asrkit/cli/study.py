@@ -112,7 +112,7 @@ def _plan(study: Any, folder: Path, as_json: bool) -> int:
         lines.append(f"stage 2  {arms} arms x {seeds - tuned} more seeds = {arms * (seeds - tuned)} cells")
     lines.append(f"total    {plan['total_cells']} cells, {_counts(plan)}")
     minutes = "no limit" if budget["minutes"] is None else f"{budget['minutes']:g} minutes"
-    lines.append(f"budget   {budget['processes']} processes of {budget['threads']} threads, {minutes}")
+    lines.append(f"budget   processes: {budget['processes']}, threads of each: {budget['threads']}, {minutes}")
     estimate = "known when the first cell is done" if left is None else f"about {duration(left)}"
     lines += [f"time     {estimate}", f"study    {folder}"]
     print("\n".join(lines))

@@ -84,6 +84,11 @@ class Kit:
         self.cases = [Case(self.cls, name, layers, options) for name, layers in (stacks or STACKS).items()]
         for case in self.cases[1:]:
             case.first = False
+        known = {*STACKS, *(case.stack for case in self.cases)}
+        for name, deviation in self.deviations.items():
+            for stack in sorted(set(deviation.stacks) - known):
+                where = f"{self.cls.__module__}.{self.cls.__qualname__}.deviations[{name!r}]"
+                raise RecipeError(f"{where}: no stack {stack!r}", possible=nearest(stack, known), reason="deviations")
 
     def refuse_options(self, given: Mapping[str, Any]) -> None:
         """RecipeError, once for all checks, if the encoder refuses the options it was `given` in every stack."""
