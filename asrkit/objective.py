@@ -97,6 +97,11 @@ class Objective(nn.Module):
         self.frames.zero_()
 
 
+def has_label_prior(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe trains with a label prior: from the second epoch on the plain loss is not what is minimized."""
+    return float((recipe.get("ctc") or {}).get("label_prior") or 0.0) > 0
+
+
 @contextmanager
 def listening(objective: Objective | None) -> Iterator[Kept]:
     """While a batch goes through the model: what the watched layers of its objective give, in their order."""

@@ -295,6 +295,15 @@ def _with_not_finite(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def started_in(run: Path) -> Path | None:
+    """The folder that relative paths of a run's recipe are relative to; None where the run has not kept it."""
+    try:
+        found = json.loads((run / "env.json").read_text(encoding="utf-8"))
+        return Path(found["working_directory"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What a run ran on: versions, plugins, machine. torchaudio's version is read, the library is not imported."""
     import torch
@@ -320,4 +329,5 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if cuda else None,
         "threads": torch.get_num_threads(),
         "command": sys.argv,
+        "working_directory": os.getcwd(),
     }

@@ -418,7 +418,7 @@ def epoch(step: int, loss: float, empty: float = 1.0, **train: Any) -> dict[str,
         ([epoch(200, 3.0), epoch(400, 2.99)], {"collapse": "error"}),
         ([epoch(400, 3.0, empty=0.98)], {}),
         ([epoch(400, 2.9)], {}),  # empty, but it reads something
-        ([epoch(100, 5.0), epoch(200, 4.4)], {"lr_too_low": "warning"}),
+        ([epoch(160, 5.0), epoch(200, 4.4)], {"lr_too_low": "warning"}),
         ([epoch(50, 9.0), epoch(100, 5.0)], {}),  # too early to say
         ([epoch(100, 3.0), epoch(200, 4.0)], {"lr_too_high": "error"}),
         ([epoch(100, 3.9), epoch(200, 3.5), epoch(290, 3.7)], {"lr_too_high": "warning"}),

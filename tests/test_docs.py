@@ -13,6 +13,7 @@ from test_invariances import COLUMNS, TABLES
 
 from asrkit import registry
 from asrkit.comparison import ALPHA, LEVEL
+from asrkit.diagnostics import CATALOG
 from asrkit.encoders import NormOptions
 from asrkit.recipe.schema import SCHEMA
 from asrkit.study.definition import STUDY_SCHEMA
@@ -92,3 +93,24 @@ def test_the_page_of_studies_has_every_key_and_its_study_can_be_read(tmp_path: P
     assert (ALPHA, LEVEL) == (0.05, 0.025)
     for level in ("share 5 %", "below 0.025 without axes", "below 0.0125 with axes"):
         assert level in " ".join(text.split())
+
+
+DIAGNOSIS = PAGE.parent / "diagnosis.md"
+
+
+def test_the_page_of_the_diagnosis_has_every_code() -> None:
+    """`python docs/diagnosis_codes.py` writes the table anew."""
+    script = runpy.run_path(str(PAGE.parent / "diagnosis_codes.py"))
+    page = DIAGNOSIS.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+    assert list(rows) == list(CATALOG)
+    assert set(", ".join(rows.values()).split(", ")) == {"batch", "model", "run"}  # each is found somewhere
+    assert script["written"](page) == page
+
+
+def test_the_example_of_the_diagnosis_finds_its_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", DIAGNOSIS.read_text(encoding="utf-8"), re.DOTALL)
+    exec(block, {"__name__": "page"})
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "error[recurrence_over_batch] in gru"
+    ]

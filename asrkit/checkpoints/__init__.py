@@ -28,6 +28,7 @@ from asrkit.checkpoints.files import (
     open_checkpoint,
     refuse_non_finite,
     state_to_bytes,
+    steps_in,
     tensors_to_bytes,
 )
 from asrkit.disk import disk_full, free_bytes, storage_error, sync_folder, write_synced
@@ -35,7 +36,6 @@ from asrkit.errors import RecipeError, StorageError
 
 logger = logging.getLogger(__name__)
 
-_STEP = re.compile(r"step-(\d{8,})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-.*")
 
 
@@ -182,9 +182,7 @@ class Checkpoints:
     # --- loading
 
     def _steps(self) -> list[tuple[int, Path]]:
-        """Steps and folders, newest first, whatever the clock says."""
-        found = [(_STEP.fullmatch(path.name), path) for path in self.folder.iterdir()]
-        return sorted(((int(match[1]), path) for match, path in found if match and path.is_dir()), reverse=True)
+        return steps_in(self.folder)
 
     def latest(self, exact: bool = False) -> Checkpoint | None:
         """The newest checkpoint whose hashes are right; damaged ones move to `.broken/`, each with one warning.

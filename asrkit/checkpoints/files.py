@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from asrkit.errors import NumericError, StorageError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "MANIFEST.json"
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 class Damaged(Exception):
@@ -44,6 +46,12 @@ class Checkpoint:
             return safetensors.torch.load(_read_checked(self.path, name, _manifest(self.path)))
         except (Damaged, safetensors.SafetensorError) as error:
             raise StorageError(f"{self.path}: {error}", fix="use another checkpoint", reason="damaged") from error
+
+
+def steps_in(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of all checkpoints in a folder, newest first, whatever the clock says."""
+    found = [(_STEP.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in found if match and path.is_dir()), reverse=True)
 
 
 def open_checkpoint(path: Path, step: int, *, verify: bool) -> Checkpoint:

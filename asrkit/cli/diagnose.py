@@ -10,8 +10,10 @@ HELP = "say what is wrong with a training run: what was measured, why it matters
 EXAMPLES = """examples:
   asrkit diagnose runs/demo/sequence_batch_norm/seed1
   asrkit diagnose runs/model3/layer_norm/seed1 --json
+  asrkit diagnose runs/model3/layer_norm/seed1 --data.root=/cv/es    # the data have moved
 
-The run may be finished, running, or have failed. Exit code 4 where a finding is an error."""
+The run may be finished, running, or have failed; it is only read. Exit code 4 where a finding is an error, else 5 where
+a checkpoint or the model is damaged. docs/diagnosis.md explains every finding."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         "--plugin", action="append", default=[], metavar="FILE.py", help="a Python file that registers plugins"
     )
     parser.add_argument("--json", action="store_true", help="findings and figures as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     for plugin in args.plugin:
         registry.load_plugin_file(plugin)
-    diagnosis = diagnose_run(args.folder)
+    diagnosis = diagnose_run(args.folder, args.overrides)
     if args.json:
         print_json(
             {
@@ -45,8 +47,12 @@ def run(args: argparse.Namespace) -> int:
                 "figures": diagnosis.figures,
                 "findings": [one.as_dict() for one in diagnosis.findings],
                 "without_data": diagnosis.without_data,
+                "damaged": diagnosis.damaged,
+                "ended": diagnosis.ended,
             }
         )
     else:
         print(diagnosis.text())
-    return 4 if any(one.severity == "error" for one in diagnosis.findings) else 0
+    if any(one.severity == "error" for one in diagnosis.findings):
+        return 4
+    return 5 if diagnosis.damaged else 0

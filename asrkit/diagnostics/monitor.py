@@ -6,6 +6,7 @@ depends on the weights alone, so a resumed run writes what an uninterrupted one 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,11 @@ from asrkit.diagnostics.floor import Floor, input_blind_floor
 from asrkit.diagnostics.model import check_features, judge_layers, measure_layers
 from asrkit.diagnostics.norms import mismatches, running_norms
 from asrkit.diagnostics.probes import Probe, evaluation, outputs_of, untouched, watched
-from asrkit.diagnostics.progress import judge_epochs
+from asrkit.diagnostics.progress import RECENT, judge_epochs
 from asrkit.diagnostics.scales import check_scales
 from asrkit.hearing import phase
 from asrkit.model import CTCModel
+from asrkit.objective import has_label_prior
 from asrkit.preparation import Split
 
 CLIPS = 2  # of the batch that is looked at after every epoch; each goes through the model twice, forward only
@@ -39,7 +41,9 @@ class Monitor:
         self.loss = FaultyLoss(recipe, model.features.size)
         self.batch_statistics = bool(getattr(model.acoustic.encoder, "batch_statistics", False))
         self.carries = "carried_state" in defects_of(recipe)
+        self.prior = has_label_prior(recipe)
         self.epochs: list[dict[str, Any]] = []
+        self.recent: deque[float] = deque(maxlen=RECENT)  # losses of updates
         self._said: set[tuple[str, str | None]] = set()
         self._floor: Floor | None = None
         self._first = True
@@ -79,21 +83,30 @@ class Monitor:
             found += check_scales(self.model)
         return {"type": "diagnosis", "step": 1, "findings": self._tell(found)}
 
+    def updated(self, loss: float) -> None:
+        """After every update: the loss of its batch, nats per label."""
+        self.recent.append(loss)
+
     def epoch(self, figures: dict[str, Any]) -> dict[str, Any]:
         """What is written into the epoch's record: floor, phase, layers, findings."""
         self.epochs.append({key: figures[key] for key in ("step", "train", "dev") if key in figures})
         floor = self.floor
         layers = self._layers()
-        found = judge_epochs(self.epochs, floor, self.batch_statistics, layers["dependence"]) + judge_layers(layers)
+        found = judge_epochs(
+            self.epochs, floor, self.batch_statistics, layers["dependence"], recent=list(self.recent), prior=self.prior
+        )  # fmt: skip
+        found += judge_layers(layers)
         result: dict[str, Any] = {
             "floor": floor,
             "phase": None if floor is None else phase(figures["train"]["loss"], floor),
         }
         return result | layers | {"findings": self._tell(found)}
 
-    def resume(self, epochs: list[dict[str, Any]]) -> None:
-        """The records of the epochs that a run has had before it goes on."""
+    def resume(self, records: list[dict[str, Any]]) -> None:
+        """All records that a run has had before it goes on."""
+        epochs = [one for one in records if one["type"] == "epoch"]
         self.epochs = [{key: one[key] for key in ("step", "train", "dev") if key in one} for one in epochs]
+        self.recent.extend(one["loss"] for one in records if one["type"] == "update")
 
     def _layers(self) -> dict[str, dict[str, float]]:
         """Two clips of middle length with two contents each, in evaluation mode."""

@@ -1,8 +1,12 @@
-"""The diagnosis of a run folder: what its logs say, and all checks on its own model and data, untrained and trained."""
+"""The diagnosis of a run folder: what its logs say, and all checks on its own model and data, untrained and trained.
+
+The run is only read: no lock is taken, no checkpoint is moved, and a training that goes on beside it is not disturbed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +14,27 @@ import torch
 
 from asrkit.batching import Batch, collate
 from asrkit.bundle import load_bundle
-from asrkit.checkpoints import Checkpoints
+from asrkit.checkpoints.files import Checkpoint
+from asrkit.checkpoints.reading import newest_intact
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, finding, gather
 from asrkit.diagnostics.floor import evenly, input_blind_floor
+from asrkit.diagnostics.logs import Logs
 from asrkit.diagnostics.model import check_model
 from asrkit.diagnostics.progress import PATIENCE, judge_epochs
-from asrkit.errors import DataError, StorageError
+from asrkit.errors import AsrkitError, DataError, RecipeError, StorageError
 from asrkit.hearing import phase
+from asrkit.model import AcousticModel
+from asrkit.objective import has_label_prior
 from asrkit.preparation import Prepared, prepare
 from asrkit.preparation.splits import Split
 from asrkit.recipe import load_recipe
-from asrkit.runs import MetricsLog
+from asrkit.runs import started_in
 
 CLIPS = 8  # enough for batch statistics that are not all noise, and for eight lengths
+MOVABLE = ("data.root", "data.cache")  # what may lie elsewhere without being another run
+LONGEST = 500  # characters of an error that is quoted
 SETTLED = 30  # updates after which running averages with momentum 0.1 have forgotten where they began (0.9^30 = 4 %)
 
 
@@ -32,30 +42,38 @@ SETTLED = 30  # updates after which running averages with momentum 0.1 have forg
 class Diagnosis:
     """findings: the gravest first. figures: epoch, update, loss, floor, phase, empty and blank shares (JSON data).
 
-    without_data: why the model and the data were not looked at, None where they were.
+    without_data: why the model and the data were not looked at, None where they were. damaged: weights that could not
+    be read, with the reason. ended: the error that the run's log ends with.
     """
 
     folder: Path
     findings: list[Finding]
     figures: dict[str, Any]
     without_data: str | None = None
+    damaged: list[str] = field(default_factory=list)
+    ended: str | None = None
 
     def text(self) -> str:
         """For people: where the run stands, then a paragraph for each finding."""
         lines = [f"{self.folder}: {_standing(self.figures)}"]
+        if self.ended:
+            lines.append(f"its log ends with {self.ended}")
+        lines += [f"damaged: {one}" for one in self.damaged]
         if self.without_data:
             lines.append(f"only its logs were read: {self.without_data}")
         for one in self.findings:
             place = f" in {one.layer}" if one.layer else ""
             lines += ["", f"{one.severity}[{one.code}]{place}"]
             lines += [f"  measured  {one.measured}", f"  why       {one.why}", f"  fix       {one.fix}"]
-        return "\n".join(lines if self.findings else [*lines, _nothing(self.figures)])
+        nothing = _nothing(self.figures, bool(self.damaged or self.ended))
+        return "\n".join(lines if self.findings else [*lines, nothing])
 
 
-def diagnose_run(folder: str | Path) -> Diagnosis:
+def diagnose_run(folder: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Diagnosis:
     """All checks on a run folder, finished, running or failed. Features come from its cache or are computed again.
 
-    Raises StorageError (exit 5) for a folder that is no run.
+    overrides: where the data lie now, as (`data.root` or `data.cache`, path). Raises StorageError (exit 5) for a folder
+    that is no run, RecipeError (exit 2) for other overrides.
     """
     path = Path(folder)
     if not (path / "resolved.yaml").is_file():
@@ -65,27 +83,62 @@ def diagnose_run(folder: str | Path) -> Diagnosis:
             fix="give e.g. runs/demo/sequence_batch_norm/seed1",
             reason="not_a_run",
         )
-    recipe = load_recipe(path / "resolved.yaml")
-    records = MetricsLog.read(path / "metrics.jsonl")
-    epochs = [line for line in records if line["type"] == "epoch"]
-    found = [Finding(**one) for line in records if line["type"] == "diagnosis" for one in line["findings"]]
-    if epochs:
-        found += [Finding(**one) for one in epochs[-1].get("diagnosis", {}).get("findings", [])]
-    floor = next((e["diagnosis"]["floor"] for e in reversed(epochs) if "diagnosis" in e), None)
-    heard = epochs[-1].get("diagnosis", {}).get("dependence") if epochs else None
-    without_data = None
+    recipe, logs = _recipe(path, overrides), Logs.read(path)
+    newest, broken = newest_intact(path / "checkpoints")
+    damaged = [f"checkpoint {name} ({why})" for name, why in broken.items()]
+    floor, statistics, without_data = logs.floor, False, None
+    examined: list[Finding] = []
     try:
         prepared = prepare(recipe, ("train",))
     except (DataError, StorageError) as error:
-        without_data = str(error)
-        found += judge_epochs(epochs, floor, dependence=heard)
+        without_data = _why_not(error, recipe["data"]["root"], path)
     else:
         loss = FaultyLoss(recipe, prepared.model.features.size)
         floor = _floor(prepared, loss) if floor is None else floor
         statistics = bool(getattr(prepared.model.acoustic.encoder, "batch_statistics", False))
-        updates = int(epochs[-1]["step"]) if epochs else 0
-        found += judge_epochs(epochs, floor, statistics, heard) + _examine(prepared, loss, path, updates)
-    return Diagnosis(path, gather(found), _figures(epochs, floor), without_data)
+        examined, unreadable = _examine(prepared, loss, path, newest, logs.update)
+        damaged += unreadable
+    judged = judge_epochs(
+        logs.epochs,
+        floor,
+        statistics,
+        logs.heard,
+        recent=logs.recent,
+        refused=logs.refused,
+        prior=has_label_prior(recipe),
+    )
+    found = gather(logs.found + judged + examined)
+    return Diagnosis(path, found, _figures(logs, floor), without_data, damaged, logs.ended)
+
+
+def _recipe(run: Path, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The run's recipe. What was relative to where it was started is found from elsewhere, too."""
+    given = dict(overrides)
+    if wrong := [key for key in given if key not in MOVABLE]:
+        raise RecipeError(
+            f"--{wrong[0]} would be another run than the one in {run}", possible=" and ".join(MOVABLE),
+            reason="diagnose_override",
+        )  # fmt: skip
+    recipe, base = load_recipe(run / "resolved.yaml", list(overrides)), started_in(run)
+    data, noise = recipe["data"], (recipe.get("augment") or {}).get("noise") or {}
+    for section, name in ((data, "root"), (data, "cache"), (noise, "folder")):
+        value = section.get(name)
+        given_now = section is data and f"data.{name}" in given
+        if base is not None and value is not None and not given_now and (base / value).exists():
+            section[name] = str(base / value)  # an absolute path is what it was
+    return recipe
+
+
+def _why_not(error: AsrkitError, root: str | None, run: Path) -> str:
+    """Why the data cannot be looked at; of a relative path that is not here, where it would be."""
+    if error.reason != "missing_corpus" or root is None or "://" in root or Path(root).expanduser().is_absolute():
+        return str(error)
+    base = started_in(run)
+    where = "where the run was started" if base is None else f"{base}, where the run was started, and is not there"
+    return (
+        f"data.root: {root} does not exist in {Path.cwd()}; it is relative to {where}: run this from "
+        f"{'there' if base is None else 'where it is now'}, or give --data.root=..."
+    )
 
 
 def _lengths(prepared: Prepared, loss: FaultyLoss) -> torch.Tensor:
@@ -101,11 +154,11 @@ def _floor(prepared: Prepared, loss: FaultyLoss) -> float | None:
     return None if floor is None else floor.loss
 
 
-def _examine(prepared: Prepared, loss: FaultyLoss, path: Path, updates: int) -> list[Finding]:
-    """The untrained model, which its seed gives again, then the newest weights, on the same real batch.
-
-    Where no checkpoint is left (a cell of a study that is done), those of the model folder, which are the best ones.
-    """
+def _examine(
+    prepared: Prepared, loss: FaultyLoss, path: Path, newest: Checkpoint | None, updates: int
+) -> tuple[list[Finding], list[str]]:
+    """The untrained model, which its seed gives again, then the newest weights, on the same real batch; which weights
+    cannot be read, and why."""
     acoustic, batch = prepared.model.acoustic, some_batch(prepared.splits["train"], CLIPS)
     objective, acoustic.objective = acoustic.objective, None  # layers that no output comes from are no finding
     found = _check_shares(prepared, loss)
@@ -118,15 +171,33 @@ def _examine(prepared: Prepared, loss: FaultyLoss, path: Path, updates: int) -> 
     losses = loss(outputs, lengths, *labels, batch.ids) if loss.zero_infinity else None
     found += check_ctc_batch(outputs, given, *labels, input_lengths=batch.lengths, losses=losses)
     found += check_model(acoustic, *arguments)
-    newest = Checkpoints(path / "checkpoints").latest() if (path / "checkpoints").is_dir() else None
-    if newest is not None and newest.step >= SETTLED:
-        acoustic.objective = objective  # the checkpoint has it
-        acoustic.load_state_dict(newest.model())
-        acoustic.objective = None
-        found += check_model(acoustic, *arguments, trained=True)
-    elif newest is None and updates >= SETTLED and (path / "model" / "config.json").is_file():
-        found += check_model(load_bundle(path / "model").model.acoustic, *arguments, trained=True)
-    return found
+    acoustic.objective = objective  # a checkpoint has it
+    trained, unreadable = _trained(acoustic, path, newest, updates)
+    if trained is not None:
+        trained.objective = None
+        found += check_model(trained, *arguments, trained=True)
+    return found, unreadable
+
+
+def _trained(
+    acoustic: AcousticModel, run: Path, newest: Checkpoint | None, updates: int
+) -> tuple[AcousticModel | None, list[str]]:
+    """The model with the newest weights, None where there are none of SETTLED updates; which are unreadable, and why.
+
+    Where no checkpoint is left (a cell of a study that is done), the weights of the model folder: the best ones.
+    """
+    try:
+        if newest is not None:
+            if newest.step < SETTLED:
+                return None, []
+            acoustic.load_state_dict(newest.model())
+            return acoustic, []
+        if updates >= SETTLED and (run / "model" / "config.json").is_file():
+            return load_bundle(run / "model").model.acoustic, []
+    except (AsrkitError, RuntimeError) as error:  # RuntimeError: not the tensors that the recipe's model has
+        name = f"checkpoint {newest.path.name}" if newest is not None else "model/"
+        return None, [f"{name} ({' '.join(str(error).split())[:LONGEST]})"]
+    return None, []
 
 
 def some_batch(split: Split, clips: int) -> Batch:
@@ -145,27 +216,28 @@ def _check_shares(prepared: Prepared, loss: FaultyLoss) -> list[Finding]:
     return [finding("impossible_targets", "error", f"{words} have fewer frames than their labels need")]
 
 
-def _figures(epochs: list[dict[str, Any]], floor: float | None) -> dict[str, Any]:
-    if not epochs:
-        return {"epoch": 0, "update": 0, "floor": floor}
-    last, train = epochs[-1], epochs[-1]["train"]
+def _figures(logs: Logs, floor: float | None) -> dict[str, Any]:
+    """update: the last one; all others are of the last epoch that was finished."""
+    if not logs.epochs:
+        return {"epoch": 0, "update": logs.update, "floor": floor}
+    last, train = logs.epochs[-1], logs.epochs[-1]["train"]
     figures = {key: train[key] for key in ("loss", "cer", "blank", "empty")}
     if "dev" in last:
         figures["dev_cer"] = last["dev"]["cer"]
     where = None if floor is None else phase(train["loss"], floor)
-    return {"epoch": last["epoch"], "update": last["step"], **figures, "floor": floor, "phase": where}
+    return {"epoch": last["epoch"], "update": logs.update, **figures, "floor": floor, "phase": where}
 
 
-def _nothing(figures: dict[str, Any]) -> str:
+def _nothing(figures: dict[str, Any], besides: bool) -> str:
     """Of a run that has hardly begun only what is wrong before training can be known."""
     updates = figures["update"]
     early = f" so far: {updates} update{'s' * (updates != 1)} tell nothing of how it learns (from {PATIENCE} on)"
-    return "nothing found" + early * (updates < PATIENCE)
+    return f"nothing {'else ' * besides}found" + early * (updates < PATIENCE)
 
 
 def _standing(figures: dict[str, Any]) -> str:
     if not figures["epoch"]:
-        return "no epoch has been finished"
+        return f"no epoch has been finished, update {figures['update']}"
     floor = (
         "" if figures["floor"] is None else f" ({figures['phase']}, the input-blind floor is {figures['floor']:.3f})"
     )

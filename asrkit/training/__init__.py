@@ -121,7 +121,7 @@ class CTCBrain(sb.Brain):
         self.log.truncate_after(self.position.update)
         if not self.position.finished:
             self.log.drop(lambda record: is_written_again(record, self.position))
-        self.monitor.resume([line for line in MetricsLog.read(self.log.path) if line["type"] == "epoch"])
+        self.monitor.resume(MetricsLog.read(self.log.path))
 
     def _is_finished(self, epoch: int) -> bool:
         patience = self.options["early_stopping"]
@@ -310,6 +310,7 @@ class CTCBrain(sb.Brain):
                 {"type": "update", "step": self.position.update, "epoch": self.position.epoch, "lr": rate,
                  "grad_norm": norm, "loss": self.batch_loss}
             )  # fmt: skip
+            self.monitor.updated(self.batch_loss)
         return True
 
     def _drop_group(self) -> None:
