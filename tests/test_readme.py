@@ -30,7 +30,9 @@ def test_every_file_of_the_tree_exists() -> None:
 def test_every_module_is_in_the_tree() -> None:
     """A newcomer finds each file of the package in the README."""
     modules = [path.relative_to(ROOT / "asrkit") for path in (ROOT / "asrkit").rglob("*.py")]
-    shown = [path for path in modules if path.parts[0] not in ("cli", "synthetic") and path.stem.strip("_") == path.stem]
+    shown = [
+        path for path in modules if path.parts[0] not in ("cli", "synthetic") and path.stem.strip("_") == path.stem
+    ]
     assert len(shown) > 110
     assert [str(path) for path in shown if path.name not in TEXT and path.name != "errors.py"] == []
 
