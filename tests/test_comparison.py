@@ -65,6 +65,9 @@ def test_matched_pairs_equals_the_normal_test_by_hand() -> None:
     z = d.mean() / (d.std(ddof=1) / math.sqrt(len(d)))
     assert matched_pairs(a, b) == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
     assert matched_pairs(a, a) == 1.0
+    assert math.isnan(matched_pairs(a, a + 1))  # as over seeds: their spread is not known
+    assert math.isnan(matched_pairs(a[:1], b[:1]))
+    assert math.isnan(matched_pairs(a[:0], b[:0]))
 
 
 def test_the_bootstrap_has_the_width_of_both_factors() -> None:

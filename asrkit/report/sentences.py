@@ -97,6 +97,8 @@ def _goal(one: Pace) -> str:
     if one.ratio is None:
         return text
     middle, low, high = one.ratio
+    if low == high:  # the same in every seed: no spread to say more of
+        return text if middle == 1 else f"{text}, {middle:.2f} times as many in every seed"
     return f"{text}, {middle:.2f} times as many ({low:.2f} to {high:.2f})"
 
 

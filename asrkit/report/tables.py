@@ -176,7 +176,8 @@ def pace_table(speeds: Sequence[Pace]) -> Table:
         d, ratio = one.difference, NONE
         if one.goal is not None and one.ratio is not None:
             middle, low, high = (number(value, ".2f") for value in one.ratio)
-            ratio = f"{middle} ({low} to {high}), to {100 * one.goal[0]:g} %"
+            reach = f" ({low} to {high})" if one.ratio[1] < one.ratio[2] else ""
+            ratio = f"{middle}{reach}, to {100 * one.goal[0]:g} %"
         rows.append((
             context_name(one.context), one.first, one.second, str(d.seeds), percent(d.mean, 2),
             interval(d.low, d.high), number(d.p), number(one.p_holm),

@@ -15,9 +15,9 @@ from asrkit.report.sentences import seeds_to_come
 
 NAMED = 8  # arms in a sentence
 AHEAD = (
-    "where more seeds are said to be needed: a new study with fresh seeds, or one extension that is planned ahead, is "
-    "the honest way; to look again after every seed and stop when it stands calls equal arms different more often "
-    "(docs/study.md)"
+    "where more seeds are said to be needed, take a new study with fresh seeds, or one extension that is planned "
+    "ahead: with a look before and one after it equal arms are called different twice as often as the level says, with "
+    "a look after every seed up to four times as often (docs/study.md)"
 )
 WHY = {"rate not chosen now": "with a rate that is not chosen now"}  # as study.json has it -> in a sentence
 
