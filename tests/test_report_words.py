@@ -211,7 +211,7 @@ def test_a_rate_at_the_end_of_the_grid_says_nothing_where_no_rate_is_heard() -> 
     lines = rates_in_words(StudyResult(Path(), {"arms": arms, "tuning_seeds": [1, 2]}, []))
     assert lines[0].startswith("the best learning rate of 2 of 2 arms is the highest one tried, 0.002")
     assert lines[0].endswith(": m, b; m, c")
-    assert lines[1] == "with none of the learning rates tried a model of these hears its input: m, a"
+    assert lines[1] == "no learning rate of these was chosen by a model that hears its input: m, a"
     assert len(lines) == 2
 
 
@@ -268,3 +268,8 @@ def test_the_terminal_counts_what_is_too_few_by_what_it_is(tmp_path: Path, capsy
     folder = make_study(tmp_path / "few", {"a": [[9] * 4], "none": [[1] * 4]})
     assert main(["report", str(folder)]) == 0
     assert "(2 comparisons have too few paired seeds)" in capsys.readouterr().out
+    folder = tmp_path / "axis"
+    for value in ("1", "2"):
+        make_study(folder, {"none": [[int(value)] * 4]}, axes={"depth": value})
+    assert main(["report", str(folder)]) == 0
+    assert "(1 comparison has too few paired seeds)" in capsys.readouterr().out

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     found = [line for said, made in axes for line, one in zip(said, made, strict=True) if one["different"]]
     pairs = [(data["verdicts"], data["comparisons"]), (data["pace"], data["paces"])]
     said = [line for lines, made in pairs for line, one in zip(lines, made, strict=True) if not one["too_few"]]
-    few = sum(len(lines) for lines, _ in pairs) - len(said)
+    few = sum(one["too_few"] for _, made in [*pairs, *axes] for one in made)
     said += [f"({amount(few, 'comparison has', 'comparisons have')} too few paired seeds)"] if few else []
     print("\n".join([*data["headlines"], "", *said, *found, *troubles]))
     print(f"\nreport  {args.folder / 'report.html'} (and report.md, cells.csv, report.json)")

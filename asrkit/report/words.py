@@ -61,7 +61,7 @@ def headlines(
 
 def rates_in_words(found: StudyResult) -> list[str]:
     """What the learning rates leave open: one for all arms, an arm whose best is the last one of its grid, or one that
-    hears with none of them."""
+    hears with none of them, whose choice says nothing."""
     arms = [arm for arm in found.arms if arm.get("lr") is not None and arm.get("tuning")]
     grid = found.learning_rates
     if len(grid) == 1 and len(arms) > 1:
@@ -81,7 +81,7 @@ def rates_in_words(found: StudyResult) -> list[str]:
                 f"better one may lie beyond (--lr='[{wider}]'): {_some(at)}"
             )
     if silent and len(grid) > 1:
-        lines.append(f"with none of the learning rates tried a model of these hears its input: {_some(silent)}")
+        lines.append(f"no learning rate of these was chosen by a model that hears its input: {_some(silent)}")
     return lines
 
 
