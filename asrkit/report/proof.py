@@ -59,7 +59,10 @@ def trouble_table(found: StudyResult) -> Table:
     """Every cell that is not simply done."""
     rows = [(t["id"], t["status"].replace("_", " "), "yes" if t["chosen"] else "no", t["reason"])
             for t in troubles(found)]  # fmt: skip
-    note = "Failed, collapsed, skipped, pending and damaged cells; none is left out of the figures without being here."
+    note = (
+        "Failed, collapsed, skipped, pending and damaged cells, those whose test is still to be decoded, and those of "
+        f"other utterances; none is left out of the figures without being here{' or below' * bool(found.left_out)}."
+    )
     return Table("Cells that are not simply done", note, ("cell", "status", "has the arm's rate", "reason"), rows)
 
 
