@@ -1,4 +1,4 @@
-"""Is one arm better than another? Tests over paired seeds, speakers and utterances, and what they say in words.
+"""Is one arm better than another? Tests over paired seeds, speakers and utterances, as numbers.
 
 Errors of an arm are counts (K, U): K seeds, U utterances of one test set, the same utterances and seeds in both arms.
 What is drawn anew with every seed (initial weights, order of the data) moves all utterances of a run together, so a
@@ -23,6 +23,7 @@ ALPHA = 0.05  # of a whole report on equal systems: how often it may call any tw
 LEVEL = ALPHA / 2  # two questions are asked of arms, which is better and which is faster; of axes two more
 ROUNDING = 1e-12  # of rates: below, differences are the same in all seeds
 NO_SPREAD = "no verdict: the difference is the same, to the last error, in every seed, so its spread is not known"
+UNPAIRED = "no verdict: they were not scored on the same utterances"
 CELLS = 1 << 20  # of the bootstrap at a time: seeds x speakers x replications
 
 
@@ -155,12 +156,15 @@ def crossed_bootstrap(
 def matched_pairs(first: np.ndarray, second: np.ndarray) -> float:
     """p of "no difference" between two runs: errors (U,) and (U,) utterance by utterance, normal approximation.
 
-    Gillick & Cox 1989, with utterances as segments.
+    Gillick & Cox 1989, with utterances as segments. NaN, as in `over_seeds`, of a single utterance and where all have
+    the same difference: their spread is not known.
     """
     differences = np.asarray(second, float) - np.asarray(first, float)
-    spread = differences.std(ddof=1) if len(differences) > 1 else 0.0
-    if spread == 0:
-        return 1.0 if not differences.any() else 0.0
+    if len(differences) < 2:
+        return math.nan
+    spread = differences.std(ddof=1)
+    if spread < ROUNDING:
+        return math.nan if differences.any() else 1.0
     return math.erfc(abs(differences.mean()) / (spread / math.sqrt(len(differences))) / math.sqrt(2))
 
 
@@ -176,7 +180,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Judged(Protocol):
-    """What is judged by a difference over paired seeds: a dataclass that has p_holm as well."""
+    """What is judged by a difference over paired seeds: a dataclass."""
 
     @property
     def difference(self) -> Difference: ...
@@ -188,16 +192,31 @@ class Judged(Protocol):
     def seeds_needed(self) -> int | None: ...
     @property
     def level(self) -> float: ...
+    @property
+    def p_holm(self) -> float: ...
+    @property
+    def different(self) -> bool: ...
 
 
 One = TypeVar("One", bound=Judged)
+
+
+def too_few(one: Judged) -> bool:
+    """Whether it rests on fewer than FEWEST_SEEDS paired seeds, and nothing else keeps a verdict back."""
+    return one.undecided is None and one.difference.seeds < FEWEST_SEEDS
+
+
+def unpaired(first: str, second: str) -> Comparison:
+    """What is left of a comparison of two arms that were not scored on the same utterances: no number, no verdict."""
+    none = Difference(math.nan, math.nan, math.nan, math.nan, 0)
+    return Comparison(first, second, none, (math.nan, math.nan), (), math.nan, None, (), UNPAIRED)
 
 
 def corrected(tests: Sequence[One], level: float = LEVEL) -> list[One]:
     """The same with Holm's correction over all of them together, and the seeds that each would take at this level.
 
     Those without a verdict, undecided or of fewer than FEWEST_SEEDS seeds, are counted too; one without a spread over
-    seeds is undecided.
+    seeds is undecided, and what is undecided gets no number of seeds.
     """
     usable = [
         one.difference.p if one.difference.seeds >= FEWEST_SEEDS and one.undecided is None else math.nan
@@ -205,9 +224,9 @@ def corrected(tests: Sequence[One], level: float = LEVEL) -> list[One]:
     ]
     made = []
     for one, p in zip(tests, holm(usable), strict=True):
-        needed = seeds_for(np.array(one.differences), alpha=level, tests=len(tests))
         still = one.difference.seeds >= FEWEST_SEEDS and math.isnan(one.difference.p)
         why = one.undecided or (NO_SPREAD if still else None)
+        needed = seeds_for(np.array(one.differences), alpha=level, tests=len(tests)) if why is None else None
         made.append(replace(one, p_holm=p, seeds_needed=needed, level=level, undecided=why))  # type: ignore[type-var]
     return made
 
@@ -215,7 +234,8 @@ def corrected(tests: Sequence[One], level: float = LEVEL) -> list[One]:
 def seeds_for(
     differences: np.ndarray, alpha: float = LEVEL, power: float = 0.8, most: int = 1000, tests: int = 1
 ) -> int | None:
-    """How many paired seeds would show the mean of differences (K,) with this power; None if no number up to `most`.
+    """How many paired seeds, FEWEST_SEEDS at least, would show the mean of differences (K,) with this power; None if no
+    number up to `most` would.
 
     Noncentral t with the standard deviation seen so far, so a rough figure; at level alpha / tests, since Holm's
     correction asks no more than that of a single one of so many tests.
@@ -225,16 +245,14 @@ def seeds_for(
     if len(differences) < 2:
         return None
     mean, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
-    if mean == 0:
-        return None
-    if spread < ROUNDING:
+    if mean == 0 or spread < ROUNDING:
         return None
 
     def enough(count: int) -> bool:
         edge = special.stdtrit(count - 1, 1 - alpha / tests / 2)
         return bool(1 - special.nctdtr(count - 1, mean / spread * math.sqrt(count), edge) >= power)
 
-    low, high = 1, 2  # power grows with the number: double, then halve
+    low, high = FEWEST_SEEDS - 1, FEWEST_SEEDS  # power grows with the number: double, then halve
     while not enough(high):
         if high >= most:
             return None
@@ -265,53 +283,3 @@ def compare(arms: Sequence[Arm], baseline: str | None = None) -> list[Comparison
         by_seed = tuple(((y.sum(1) - x.sum(1)) / n).tolist())
         found.append(Comparison(a.name, b.name, d, interval, runs, math.nan, None, by_seed))
     return corrected(found)
-
-
-def in_words(one: Comparison, unit: str = "CER") -> str:
-    """One sentence: which arm is better, by how much, how sure; or "no evidence", and what it would take."""
-    d = one.seeds
-    if one.undecided is not None:
-        return f"{one.first} and {one.second}: {one.undecided}"
-    if d.seeds < FEWEST_SEEDS:
-        return (
-            f"{one.first} and {one.second}: {d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell "
-            f"(at least {FEWEST_SEEDS})"
-        )
-    if one.different:
-        better, worse = (one.second, one.first) if d.mean < 0 else (one.first, one.second)
-        by = f"{100 * abs(d.mean):.2f} points of {unit}"
-        return f"{better} is better than {worse} by {by} ({span(d, one.p_holm, sign=False)})"
-    text = (
-        f"{one.first} and {one.second}: no evidence of a difference at this budget: {one.second}'s {unit} is "
-        f"{higher(d)} ({span(d, one.p_holm)})"
-    )
-    return text + more_seeds(one)
-
-
-def higher(d: Difference) -> str:
-    """`7.67 points higher`: the second's mean beside the first's."""
-    return f"{100 * abs(d.mean):.2f} points {'lower' if d.mean < 0 else 'higher'}"
-
-
-def span(d: Difference, p_holm: float, sign: bool = True) -> str:
-    """`95 % interval +4.52 to +10.83 over 3 paired seeds; p = 0.009, 0.09 after Holm's correction`.
-
-    sign: of second less first; else the interval of how far they are apart, in the direction of the mean.
-    """
-    low, high = (-d.high, -d.low) if d.mean < 0 and not sign else (d.low, d.high)
-    form = "+.2f" if sign else ".2f"
-    p = f"{d.p:.3g}" if p_holm == d.p else f"{d.p:.3g}, {p_holm:.3g} after Holm's correction"
-    return f"95 % interval {100 * low:{form}} to {100 * high:{form}} over {d.seeds} paired seeds; p = {p}"
-
-
-def more_seeds(one: Judged) -> str:
-    """`; about 5 more seeds would be needed to show 1.20 points`, or nothing where no number is known.
-
-    Where p alone is small, it was the correction for many tests that the difference did not outlive.
-    """
-    d, needed = one.difference, one.seeds_needed
-    alone = "; alone it would stand, among all pairs it does not (Holm)" if d.p < one.level else ""
-    if needed is None or needed <= d.seeds:
-        return alone
-    more = needed - d.seeds
-    return f"{alone}; about {more} more seed{'s' * (more != 1)} would be needed to show {100 * abs(d.mean):.2f} points"

@@ -22,6 +22,7 @@ FAST = {
     "recurrent": (["--shapes", "3,12,8,8", "--stack", "0", "--repeats", "1", "--threads", "1"], "gru, (B, T, C, H)"),
     "features": (["--repeats", "1"], "60 s: MelSpectrogram+log"),
     "cures": (["--width", "8", "--batch", "2", "--frames", "60", "--repeats", "1"], "residual_no_relu"),
+    "seeds": (["--studies", "3", "--most", "4"], "one extension"),
     "index": (["--rows", "2000"], "of 2000 rows"),
     "preparation": (["{release}", "--clips", "8", "--repeats", "1", "--width", "8"], "x real time"),
     "epoch": (

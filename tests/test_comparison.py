@@ -14,13 +14,13 @@ from asrkit.comparison import (
     compare,
     crossed_bootstrap,
     holm,
-    in_words,
     matched_pairs,
     over_seeds,
     paired,
     seeds_for,
 )
 from asrkit.errors import DataError
+from asrkit.report.sentences import comparison_in_words
 
 UTTERANCES, SPEAKERS = 600, 40
 
@@ -65,6 +65,9 @@ def test_matched_pairs_equals_the_normal_test_by_hand() -> None:
     z = d.mean() / (d.std(ddof=1) / math.sqrt(len(d)))
     assert matched_pairs(a, b) == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
     assert matched_pairs(a, a) == 1.0
+    assert math.isnan(matched_pairs(a, a + 1))  # as over seeds: their spread is not known
+    assert math.isnan(matched_pairs(a[:1], b[:1]))
+    assert math.isnan(matched_pairs(a[:0], b[:0]))
 
 
 def test_the_bootstrap_has_the_width_of_both_factors() -> None:
@@ -128,9 +131,9 @@ def test_a_real_difference_is_found_and_said() -> None:
     assert clear.different
     assert clear.bootstrap[1] < 0
     assert len(clear.matched_pairs) == 5
-    assert in_words(clear).startswith("layer_norm is better than none by")
+    assert comparison_in_words(clear).startswith("layer_norm is better than none by")
     assert not unclear.different
-    assert "no evidence of a difference" in in_words(unclear)
+    assert "no evidence of a difference" in comparison_in_words(unclear)
     assert len(compare(arms, baseline="none")) == 2
     # Three pairs were looked at, so each must stand at a smaller level.
     assert clear.p_holm >= clear.seeds.p
@@ -143,7 +146,7 @@ def test_too_few_seeds_and_other_utterances() -> None:
     a, b = arm("a", 0.3, 2, rng), arm("b", 0.1, 2, rng)
     (one,) = compare([a, b])
     assert not one.different
-    assert "too few to tell" in in_words(one)
+    assert "too few to tell" in comparison_in_words(one)
     other = Arm("c", b.errors, b.lengths + 1, b.speakers, b.seeds)
     with pytest.raises(DataError, match="same utterances"):
         compare([a, other])

@@ -14,7 +14,7 @@ import pytest
 from report_study import ENCODERS, change, epochs, make_study, write_epochs
 
 from asrkit.cli import main
-from asrkit.comparison import NO_SPREAD
+from asrkit.comparison import NO_SPREAD, UNPAIRED
 from asrkit.errors import DataError, StorageError
 from asrkit.report import measures
 from asrkit.report.collect import StudyResult, collect
@@ -184,8 +184,8 @@ def test_the_same_difference_in_every_seed_is_no_proof(tmp_path: Path) -> None:
     assert data["verdicts"][0] == f"none and layer_norm: {NO_SPREAD}"
     assert data["pace"][0].startswith("none and layer_norm: no evidence")  # there is no difference at all
     assert (
-        "0 of 0 pairs of arms differ in CER on test (p < 0.025 after Holm's correction); 1 more without a verdict, as "
-        "the difference is the same in every seed"
+        "of no pair of arms it can be said whether they differ in CER on test; without a verdict: 1 whose difference "
+        "is the same in every seed"
     ) in data["headlines"]
 
 
@@ -235,9 +235,89 @@ def test_cells_of_other_sources_are_named(three: Path) -> None:
     study["proof"][0]["code"], study["proof"][1]["code"] = "b" * 16, None
     path.write_text(json.dumps(study))
     (line,) = versions_in_words(collect(three))
-    assert f"(1 cells with bbbbbbbb, {len(study['proof']) - 2} cells with aaaaaaaa, 1 with unrecorded ones)" in line
+    assert f"(1 cell with bbbbbbbb, {len(study['proof']) - 2} cells with aaaaaaaa, 1 with unrecorded ones)" in line
     write_report(three)
     assert line in (three / "report.md").read_text()
+
+
+def other_utterances(cell: Path) -> None:
+    """A cell that lacks the last utterance of both splits."""
+    left = json.loads((cell / "cell.json").read_text())
+    for split in ("dev", "test"):
+        score = left[split]
+        for part in (score, score["characters"], score["words"]):
+            part |= {key: value[:3] for key, value in part.items() if isinstance(value, list)}
+    change(cell.parents[1], cell.name, dev=left["dev"], test=left["test"])
+
+
+def test_a_cell_of_other_utterances_is_named(three: Path) -> None:
+    """Also where it is the first one: most cells say which utterances count."""
+    whole = write_report(three)
+    odd = three / "cells/m--none--seed-1"
+    other_utterances(odd)
+    data = write_report(three)
+    reason = "; ".join(f"{split} was not scored on the same utterances as most others', so it is not compared"
+                       for split in ("dev", "test"))  # fmt: skip
+    assert [(one["id"], one["reason"]) for one in data["troubles"]] == [(odd.name, reason)]
+    assert next(cell["reason"] for cell in data["cells"] if cell["id"] == odd.name) == reason
+    assert [arm["CER"]["count"] for arm in data["arms"]] == [2, 3, 3]
+    assert data["comparisons"][2]["seeds"] == whole["comparisons"][2]["seeds"]
+    assert reason in (three / "report.md").read_text()
+
+
+@pytest.mark.parametrize("values", [("plain", "other"), ("1", "2", "4"), ("1", "2", "4", "8", "16")])
+def test_values_of_other_utterances_get_no_verdict(tmp_path: Path, values: tuple[str, ...]) -> None:
+    """Neither beside the first value nor in what the axis does to the difference of two encoders."""
+    folder, rng = tmp_path / "s", np.random.default_rng(2)
+    for value in values:
+        make_study(folder, {name: rng.integers(0, 10, (3, 4)).tolist() for name in ENCODERS[:2]}, axes={"a": value})
+    for cell in folder.glob(f"cells/m--a-{values[1]}--*"):
+        other_utterances(cell)
+    data = write_report(folder)
+    odd = [one for one in data["axes"] if one["second"] == f"a {values[1]}"]
+    assert [(one["undecided"], one["seeds"]["mean"], one["too_few"]) for one in odd] == [(UNPAIRED, None, False)] * 2
+    assert len(data["axes"]) == 2 * (len(values) - 1)
+    assert all(one["undecided"] is None for one in data["axes"] if one not in odd)
+    assert f"m, none: a {values[0]} and a {values[1]}: {UNPAIRED}" in data["across"]
+    (change,) = data["interactions"]
+    if len(values) == 2:
+        assert (change["undecided"], change["difference"]["mean"]) == (UNPAIRED, None)
+        assert data["changes"] == [f"m: layer_norm beside none, from a plain to other: {UNPAIRED}"]
+    elif len(values) == 3:
+        few = "no verdict: fewer than 3 values are there to compare on the same utterances"
+        assert (change["undecided"], change["unpaired"]) == (few, ["2"])
+    else:
+        assert (change["undecided"], change["unpaired"]) == (None, ["2"])
+        assert [value for value, _ in change["gaps"]] == ["1", "4", "8", "16"]
+        assert "; 2 was not scored on the same utterances as 1; " in data["changes"][0]
+    assert data["troubles"] == []  # a context of its own
+
+
+def test_a_test_that_is_not_decoded_yet_is_no_cell_that_is_done(three: Path) -> None:
+    for name in ("none", "layer_norm"):
+        change(three, f"m--{name}--seed-3", test=None)
+    assert write_report(three)["troubles"] == []  # this study does not say that it decodes test
+    study = json.loads((three / "study.json").read_text())
+    study["cells"][2]["chosen"] = False
+    (three / "study.json").write_text(json.dumps(study | {"definition": {"test": True}}))
+    data = write_report(three)
+    assert [(t["id"], t["reason"]) for t in data["troubles"]] == [("m--layer_norm--seed-3", "test is not decoded yet")]
+    page = (three / "report.html").read_text()
+    assert "Every cell is done." not in page
+    assert "1 cell is not simply done" in page
+    change(three, "m--layer_norm--seed-3", test_error={"code": "oom", "message": "no memory"})
+    assert write_report(three)["troubles"][0]["reason"] == "test not scored: oom: no memory"
+
+
+def test_cells_to_come_are_not_done_either(three: Path) -> None:
+    write_report(three)
+    assert "Every cell is done." in (three / "report.html").read_text()
+    study = json.loads((three / "study.json").read_text())
+    (three / "study.json").write_text(json.dumps(study | {"total_cells": 11}))
+    assert write_report(three)["headlines"][0] == "11 cells: 9 done, 2 not planned yet"
+    page = (three / "report.html").read_text()
+    assert "Every cell is done." not in page
+    assert "2 cells depend on what others come to: still to come." in page
 
 
 def test_with_a_baseline_fewer_pairs_are_corrected_for(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

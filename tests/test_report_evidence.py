@@ -20,7 +20,7 @@ from asrkit.report import axes, layers, rate_figures
 from asrkit.report.collect import CellResult, StudyResult, collect
 from asrkit.report.export import judge, write_report
 from asrkit.report.learning import series
-from asrkit.report.tables import rates_table
+from asrkit.report.proof import rates_table
 
 UTTERANCES, SPEAKERS, LOOKS = 160, 16, 10
 
@@ -371,7 +371,14 @@ def test_a_change_is_not_judged_where_the_better_arm_hears_nothing(tmp_path: Pat
     assert "it gains " in said()
     for cell in cells["layer_norm"]:
         write_epochs(folder / "cells" / cell, epochs([0.8, 1.0], ["on_floor", "on_floor"]))
-    assert said().endswith("no verdict: no model of m, depth-11, place-gates, layer_norm hears its input")
+    assert said().endswith(
+        "from depth 1 to 11: at depth 11, no seed of either hears its input within 20 updates: too short to tell"
+    )
+    for cell in cells["none"]:
+        write_epochs(folder / "cells" / cell, epochs([0.9, 0.8], ["on_floor", "below_floor"]))
+    assert said().endswith(
+        "at depth 11, no verdict: layer_norm makes fewer errors, and none of its models hears its input"
+    )
     for cell in cells["layer_norm"]:
         change(folder, cell, status="collapsed")
     assert "it gains " in said()

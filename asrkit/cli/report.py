@@ -40,19 +40,21 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and say what it says."""
     from asrkit.cli.common import print_json
     from asrkit.report.export import write_report
+    from asrkit.report.formats import amount
 
     data = write_report(args.folder, args.unit, args.split, args.baseline)
     if args.json:
         print_json({"folder": args.folder} | {k: v for k, v in data.items() if k not in ("cells", "proof")})
         return 0
     troubles = [f"! {one['id']}: {one['status']} ({one['reason']})" for one in data["troubles"][:8]]
-    if len(data["troubles"]) > 8:
-        troubles.append(f"! and {len(data['troubles']) - 8} more cells that are not simply done, see the report")
+    if more := len(data["troubles"]) - len(troubles):
+        troubles.append(f"! and {amount(more, 'more cell is', 'more cells are')} not simply done, see the report")
     axes = [(data["across"], data["axes"]), (data["changes"], data["interactions"])]
     found = [line for said, made in axes for line, one in zip(said, made, strict=True) if one["different"]]
-    said = [line for line in [*data["verdicts"], *data["pace"]] if "too few to tell" not in line]
-    few = len(data["verdicts"]) + len(data["pace"]) - len(said)
-    said += [f"({few} comparisons have too few paired seeds)"] if few else []
+    pairs = [(data["verdicts"], data["comparisons"]), (data["pace"], data["paces"])]
+    said = [line for lines, made in pairs for line, one in zip(lines, made, strict=True) if not one["too_few"]]
+    few = sum(one["too_few"] for _, made in [*pairs, *axes] for one in made)
+    said += [f"({amount(few, 'comparison has', 'comparisons have')} too few paired seeds)"] if few else []
     print("\n".join([*data["headlines"], "", *said, *found, *troubles]))
     print(f"\nreport  {args.folder / 'report.html'} (and report.md, cells.csv, report.json)")
     return 0

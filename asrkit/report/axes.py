@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from asrkit.comparison import LEVEL, Arm, Comparison, compare, corrected
+from asrkit.comparison import LEVEL, Comparison, compare, corrected, unpaired
 from asrkit.report.collect import StudyResult
 from asrkit.report.learning import chance
-from asrkit.report.measures import Final
+from asrkit.report.measures import Final, alike
 
 
 @dataclass(frozen=True)
@@ -72,23 +70,23 @@ def questions(found: StudyResult) -> int:
 def across(found: StudyResult, result: Mapping[str, Final], level: float = LEVEL) -> list[tuple[Family, Comparison]]:
     """Every value of every axis with the axis' first (the least) of the same family; Holm over all of them together.
 
-    Values that were not scored on the same utterances as the first (outputs too short for some) are left out.
+    Values that were not scored on the same utterances as the first (outputs too short for some) get no verdict.
     """
     pairs = []
     for axis in axes(found):
         for family in families(found, axis):
-            named = [
-                (replace(result[arm].arm, name=f"{axis} {value}"), found.of_arm(arm))
-                for value, arm in family.arms.items() if arm in result
-            ]  # fmt: skip
-            cells = {arm.name: members for arm, members in named if _alike(arm, named[0][0])}
-            arms = [arm for arm, _ in named if arm.name in cells]
-            for one in compare(arms, baseline=arms[0].name) if len(arms) > 1 else []:
-                reason = chance(one.seeds, cells[one.first], cells[one.second], (one.first, one.second))
-                pairs.append((family, replace(one, undecided=reason)))
+            scored = {value: result[arm] for value, arm in family.arms.items() if arm in result}
+            pairs += [(family, _beside(found, family, scored, value)) for value in list(scored)[1:]]
     made = corrected([one for _, one in pairs], level)
     return [(family, one) for (family, _), one in zip(pairs, made, strict=True)]
 
 
-def _alike(one: Arm, other: Arm) -> bool:
-    return one.speakers == other.speakers and np.array_equal(one.lengths, other.lengths)
+def _beside(found: StudyResult, family: Family, scored: Mapping[str, Final], value: str) -> Comparison:
+    """A value of the family's axis with its first."""
+    least = next(iter(scored))
+    names = (f"{family.axis} {least}", f"{family.axis} {value}")
+    if not alike(scored[least], scored[value]):
+        return unpaired(*names)
+    (one,) = compare([replace(scored[v].arm, name=name) for v, name in zip((least, value), names, strict=True)])
+    cells = [found.of_arm(family.arms[v]) for v in (least, value)]
+    return replace(one, undecided=chance(one.seeds.mean, cells[0], cells[1], names))

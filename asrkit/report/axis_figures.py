@@ -11,9 +11,9 @@ import numpy as np
 from asrkit.report.axes import Family, axes, families, numbers
 from asrkit.report.collect import StudyResult
 from asrkit.report.drawing import INK, Gallery, look, marker, svg
-from asrkit.report.learning import model_hears
+from asrkit.report.formats import context_name
+from asrkit.report.learning import deaf
 from asrkit.report.measures import Final
-from asrkit.report.words import context_name
 
 
 def across(found: StudyResult, scored: dict[str, dict[str, Final]], axis: str, rate: str) -> Gallery:
@@ -50,11 +50,9 @@ def _across(
         style = look(place)
         _band(picture, known, style)
         for x, value, rates in known:
-            over = [cell for cell in found.of_arm(family.arms[value]) if cell.over]
-            deaf = bool(over) and all(model_hears(cell) is False for cell in over)
             picture.plot(
                 [x] * len(rates), rates, marker(place), color=style["color"], markersize=3.5, alpha=0.8,
-                markerfacecolor="none" if deaf else style["color"],
+                markerfacecolor="none" if deaf(found.of_arm(family.arms[value])) else style["color"],
             )  # fmt: skip
         said.append(f"{family.encoder} {', '.join(f'{r.mean():.1f} at {v}' for _, v, r in known)}")
     if not said:

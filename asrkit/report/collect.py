@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,27 @@ class StudyResult:
     def arms(self) -> list[dict[str, Any]]:
         """The arms as study.json has them: arm, context, recipe, axes, encoder, lr, tuning."""
         return list(self.study.get("arms", []))
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The learning rates that were tried, or are to be: the same grid for every arm, in increasing order."""
+        return sorted({entry["lr"] for arm in self.arms for entry in arm.get("tuning") or []})
+
+    def tried_in_vain(self, entry: dict[str, Any]) -> bool:
+        """Whether no model of a learning rate (an entry of an arm's `tuning`) hears its input."""
+        return (entry.get("deaf") or 0) >= max(1, len(self.study.get("tuning_seeds") or []))
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Cells that were trained and are not compared, since the study's rates, encoders or seeds are others now: id,
+        arm, lr, seed, status, dev_cer, why."""
+        known = self.study.get("left_out")
+        return [one for one in known if isinstance(one, dict)] if isinstance(known, list) else []
+
+    @property
+    def unplanned(self) -> int:
+        """How many cells are to come that depend on what others come to."""
+        return max(int(self.study.get("total_cells", 0)) - len(self.cells), 0)
 
     def contexts(self) -> dict[str, list[dict[str, Any]]]:
         """Context (recipe and axes) -> its arms: only these are compared with each other."""
@@ -137,34 +159,65 @@ def _inside(error: AsrkitError, folder: Path) -> str:
     return str(error.what).replace(f"{folder}/", "")
 
 
+def utterances(members: Sequence[CellResult], split: str) -> dict[str, Any] | None:
+    """One of the scores on the utterances that most of a context's cells were scored on; None where none was scored."""
+    scores = [score for cell in members if (score := cell.scored(split))]
+    counts = Counter(json.dumps(score["ids"]) for score in scores)
+    return max(scores, key=lambda score: counts[json.dumps(score["ids"])], default=None)  # the first of equals
+
+
 def troubles(found: StudyResult) -> list[dict[str, Any]]:
     """Every cell that is not simply done, with the reason; in the order of the study."""
     listed = []
+    why = reasons(found)
     for cell in found.cells:
-        reasons = _reasons(cell)
-        if cell.status != cells.DONE or reasons:
+        if cell.status != cells.DONE or why[cell.row["id"]]:
             facts = {key: cell.row.get(key) for key in ("id", "arm", "lr", "seed", "chosen")}
-            listed.append({**facts, "status": cell.status, "reason": "; ".join(reasons)})
+            listed.append({**facts, "status": cell.status, "reason": "; ".join(why[cell.row["id"]])})
     return listed
 
 
-def _reasons(cell: CellResult) -> Sequence[str]:
+def reasons(found: StudyResult) -> dict[str, list[str]]:
+    """Cell's id -> in words what keeps it from being simply done."""
+    definition = found.study.get("definition")
+    tests = isinstance(definition, dict) and bool(definition.get("test"))
+    unlike: dict[str, list[str]] = {}
+    for arms in found.contexts().values():
+        members = [cell for arm in arms for cell in found.of_arm(arm["arm"])]
+        for split in ("dev", "test"):
+            like = utterances(members, split)
+            for cell in members:
+                score = cell.scored(split)
+                if like is not None and score is not None and score["ids"] != like["ids"]:
+                    text = f"{split} was not scored on the same utterances as most others', so it is not compared"
+                    unlike.setdefault(cell.row["id"], []).append(text)
+    return {cell.row["id"]: _reasons(cell, tests, unlike.get(cell.row["id"], [])) for cell in found.cells}
+
+
+def _reasons(cell: CellResult, tests: bool, unlike: list[str]) -> list[str]:
+    """tests: whether the study decodes test. unlike: what is said of its utterances."""
     known = cell.outcome or cell.row
-    reasons = [] if cell.outcome is None and cell.status != cells.FAILED else _error("", known.get("error"))
-    reasons += _error("test not scored: ", known.get("test_error")) + list(cell.damage)
+    said = [] if cell.outcome is None and cell.status != cells.FAILED else _error("", known.get("error"))
+    said += _error("test not scored: ", known.get("test_error")) + list(cell.damage) + unlike
     if cell.outcome is not None:
         for name in ("dev", "test"):
             if cell.outcome.get(name) and not cell.scored(name):
-                reasons.append(f"{name}: errors of single utterances are missing")
-    if reasons:
-        return reasons
-    return {
-        cells.COLLAPSED: ["at least 99 % empty outputs on dev, and the model does not hear its input"],
+                said.append(f"{name}: errors of single utterances are missing")
+        if tests and _awaits_test(cell.row, cell.outcome):
+            said.append("test is not decoded yet")
+    if cell.status == cells.COLLAPSED:
+        return ["at least 99 % empty outputs on dev, and the model does not hear its input", *said]
+    return said or {
         cells.SKIPPED: ["the time budget was used up"],
         cells.PENDING: ["not done yet"],
         cells.FAILED: ["no reason recorded"],
         "missing": ["study.json says it is over, and its cell.json is gone"],
     }.get(cell.status, [])
+
+
+def _awaits_test(row: dict[str, Any], outcome: dict[str, Any]) -> bool:
+    missing = not outcome.get("test") and not outcome.get("test_error")
+    return missing and bool(row.get("chosen") and outcome.get("dev"))
 
 
 def _error(prefix: str, error: dict[str, Any] | None) -> list[str]:

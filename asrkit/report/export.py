@@ -10,17 +10,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-from asrkit.comparison import ALPHA, Comparison, in_words
+from asrkit.comparison import ALPHA, Comparison, too_few
 from asrkit.disk import atomic_write
 from asrkit.errors import DataError, StorageError
-from asrkit.report import axis_figures, figures, rate_figures, tables, words
+from asrkit.report import axis_figures, figures, proof, rate_figures, tables, words
 from asrkit.report.axes import Family, across, axes, questions
-from asrkit.report.collect import CellResult, StudyResult, collect, troubles
-from asrkit.report.interactions import Interaction, interaction_in_words, interactions
+from asrkit.report.collect import CellResult, StudyResult, collect, reasons, troubles
+from asrkit.report.formats import context_name
+from asrkit.report.interactions import Interaction, interactions
 from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients
 from asrkit.report.learning import THRESHOLDS, Pace, floor, heard_from, hears, model_hears, paces, reached, series
 from asrkit.report.measures import Final, comparisons, cost, default_split, end_gap, finals, spread
 from asrkit.report.page import Section, markdown, page
+from asrkit.report.sentences import across_in_words, comparison_in_words, interaction_in_words, pace_in_words
 
 FORMAT = 1
 RATES = {"characters": "CER", "words": "WER"}
@@ -29,6 +31,10 @@ BAND = "Lines are means over seeds, bands from least to most; a cell that failed
 FLOOR = (
     "The dotted line is the loss of the best model with the same output at every frame: blanks and the frequencies of "
     "characters. A recurrent one that hears nothing gets up to 8 % below it by knowing its place in the utterance."
+)
+RAW = (
+    "CERs are drawn here as they were recorded, also of a model that does not hear yet, which writes frequent "
+    "characters or blanks; where it is asked which arm learns faster they count as 100 %."
 )
 
 
@@ -61,7 +67,7 @@ def write_report(
         map(str, found.study.get("seeds", []))
     )
     files = {
-        "report.html": page(found.name, subtitle, j.headlines, len(data["troubles"]), sections),
+        "report.html": page(found.name, subtitle, j.headlines, len(data["troubles"]), sections, found.unplanned),
         "report.md": markdown(found.name, subtitle, j.headlines, sections),
         "cells.csv": cells_csv(found),
         "report.json": json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
@@ -104,14 +110,16 @@ def judge(found: StudyResult, unit: str, split: str, baseline: str | None = None
     several = len(found.contexts()) > 1
 
     def said(context: str, text: str) -> str:
-        return f"{words.context_name(context)}: {text}" if several else text
+        return f"{context_name(context)}: {text}" if several else text
 
     return Judgement(
         split, unit, both, pairs, speeds, along, changes,
-        words.headlines(found, both[unit], pairs, speeds, split, rate),
-        [said(context, in_words(one, rate)) for context, one in pairs],
-        [said(one.context, words.pace_in_words(one)) for one in speeds],
-        [words.across_in_words(family, one, rate) for family, one in along],
+        words.headlines(
+            found, both[unit], pairs, speeds, split, rate, baseline, [*(one for _, one in along), *changes]
+        ),
+        [said(context, comparison_in_words(one, rate)) for context, one in pairs],
+        [said(one.context, pace_in_words(one)) for one in speeds],
+        [across_in_words(family, one, rate) for family, one in along],
         [interaction_in_words(one, rate) for one in changes],
     )  # fmt: skip
 
@@ -133,7 +141,7 @@ def numbers(found: StudyResult, j: Judgement, baseline: str | None = None) -> di
             for family, one in j.axes
         ],
         "interactions": [_judged(one) for one in j.changes],
-        "cells": [cell_figures(cell) for cell in found.cells],
+        "cells": _cells(found), "left_out": found.left_out,
         "layers": {cell.row["id"]: {kind: at_end(cell, kind) for kind in (GRADIENT, DEPENDENCE)}
                    for cell in found.cells if cell.epochs},
         "troubles": troubles(found), "proof": found.study.get("proof") or [],
@@ -142,7 +150,7 @@ def numbers(found: StudyResult, j: Judgement, baseline: str | None = None) -> di
 
 
 def _judged(one: Comparison | Pace | Interaction) -> dict[str, Any]:
-    return {"different": one.different, **dataclasses.asdict(one)}
+    return {"different": one.different, "too_few": too_few(one), **dataclasses.asdict(one)}
 
 
 def _split(sentences: list[str], stands: list[bool]) -> tuple[list[str], list[str]]:
@@ -173,14 +181,15 @@ def _sections(found: StudyResult, j: Judgement, rate: str, baseline: str | None 
         Section("Which arm learns faster", *_split(j.quicker, [one.different for one in j.speeds]),
                 figures.overview(found),
                 [tables.threshold_table(found), tables.pace_table(j.speeds)]),
-        Section("Learning curves", [BAND, FLOOR], (), [figures.learning(found, context) for context in contexts]),
+        Section("Learning curves", [BAND, FLOOR, *[RAW] * any(one.raised for one in j.speeds)], (),
+                [figures.learning(found, context) for context in contexts]),
         Section("Blanks, empty outputs, gradients, dependence on the input", [BAND], (),
                 [figures.inside(found, context) for context in contexts],
                 [tables.end_table(found), *tables.layer_tables(found)]),
-        Section("Learning rates", [], (), rate_figures.learning_rates(found), [tables.rates_table(found)]),
+        Section("Learning rates", [], (), rate_figures.learning_rates(found), [proof.rates_table(found)]),
         Section("Cost", tables=[tables.cost_table(found)]),
-        Section("How it was made", tables=[tables.proof_table(found)]),
-        Section("Cells", tables=[tables.trouble_table(found)]),
+        Section("How it was made", tables=[proof.proof_table(found)]),
+        Section("Cells", tables=[proof.trouble_table(found), *[proof.left_out_table(found)] * bool(found.left_out)]),
     ]  # fmt: skip
 
 
@@ -192,8 +201,13 @@ def _final(one: Any) -> dict[str, Any] | None:
     return {**dataclasses.asdict(spread(rates)), "by_seed": by_seed, "without_model": one.without_model}  # type: ignore[arg-type]
 
 
-def cell_figures(cell: CellResult) -> dict[str, Any]:
-    """One line of cells.csv; None where something is not known."""
+def _cells(found: StudyResult) -> list[dict[str, Any]]:
+    why = reasons(found)
+    return [cell_figures(cell, "; ".join(why[cell.row["id"]])) for cell in found.cells]
+
+
+def cell_figures(cell: CellResult, reason: str = "") -> dict[str, Any]:
+    """One line of cells.csv; None where something is not known. reason: why it is not simply done, in words."""
     known, gap, gradients, weak = cell.outcome or {}, end_gap(cell), end_gradients(cell), end_dependence(cell)
     scores = {
         f"{name}_{rate}": (known.get(name) or {}).get(rate) for name in ("dev", "test") for rate in ("cer", "wer")
@@ -206,7 +220,7 @@ def cell_figures(cell: CellResult) -> dict[str, Any]:
         **{key: cell.row.get(key) for key in ("id", "arm", "context", "recipe", "axes", "encoder", "lr", "seed")},
         "chosen": bool(cell.row.get("chosen")),
         "status": cell.status,
-        "reason": "; ".join(t["reason"] for t in troubles(StudyResult(Path(), {}, [cell]))),
+        "reason": reason,
         **scores,
         **{key: known.get(key) for key in ("epochs", "updates", "best_epoch", "train_seconds", "wall_seconds")},
         **cost(cell),
@@ -230,7 +244,7 @@ def cell_figures(cell: CellResult) -> dict[str, Any]:
 
 def cells_csv(found: StudyResult) -> str:
     """A line for every cell; axes as JSON, what is not known empty, numbers so that they read back the same."""
-    lines = [plain(cell_figures(cell)) for cell in found.cells]
+    lines = [plain(line) for line in _cells(found)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["id"], lineterminator="\n")
     writer.writeheader()

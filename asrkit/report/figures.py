@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,9 @@ import numpy as np
 from asrkit.report import layers
 from asrkit.report.collect import CellResult, StudyResult
 from asrkit.report.drawing import INK, MARGINS, SIZE, Gallery, look, marker, svg
-from asrkit.report.learning import Points, floor, series
+from asrkit.report.formats import context_name
+from asrkit.report.learning import Points, counted, deaf, floor, raised, series
 from asrkit.report.measures import Final, spread
-from asrkit.report.words import context_name
 from asrkit.study.cells import FAILED
 
 
@@ -56,21 +57,29 @@ def learning(found: StudyResult, context: str) -> Gallery:
 
 
 def overview(found: StudyResult) -> list[Gallery]:
-    """CER on dev against updates, a panel per recipe (and values of axes), all on one scale."""
+    """CER on dev against updates, a panel per recipe (and values of axes), all on one scale: as it counts where it is
+    asked which arm learns faster (asrkit.report.learning.counted)."""
     contexts = found.contexts()
     encoders = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
     one_look = all([arm["encoder"] for arm in arms] == encoders for arms in contexts.values())
     if len(contexts) < 2 or not one_look:  # one picture is that of the learning curves; one legend must fit all
         return []
-    points = partial(_values, "dev", "cer", UPDATES)
     drawn = [
         svg(
-            partial(_panel, found, arms, Panel(context_name(context), "linear", points, 0, 100.0, limits=(0.0, 102.0))),
+            partial(
+                _panel, found, arms, Panel(context_name(context), "linear", _counted, factor=100.0, limits=(0.0, 102.0))
+            ),
             f"overview-{context}",
         )
         for context, arms in contexts.items()
     ]
-    return [Gallery("CER on dev, %, against updates", drawn, encoders)]
+    members = [cell for arm in found.arms for cell in found.of_arm(arm["arm"]) if cell.over]
+    until = " (100 % until the model hears)" if raised(members) else ""
+    return [Gallery(f"CER on dev, %{until}, against updates", drawn, encoders)]
+
+
+def _counted(cell: CellResult) -> Points:
+    return [(step, 0.0, cer) for step, cer in counted(cell)]
 
 
 def _values(split: str, name: str, unit: str, cell: CellResult) -> Points:
@@ -208,38 +217,61 @@ def _by_layer(found: StudyResult, context: str, kind: str, title: str) -> str:
     return svg(draw, f"layers-{kind}-{context}", margins=(MARGINS[0], min(0.3 + 0.05 * longest, 1.2)))
 
 
+CUT = 100.0  # %: an interval may end beyond, its picture does not, unless a seed does
+
+
 def outcome(found: StudyResult, result: dict[str, Final], rate: str, split: str) -> Gallery:
-    """A panel per context: every arm's seeds as dots, their mean as a stroke, its interval as a bar; one scale."""
+    """A panel per context: every arm's seeds as dots, their mean as a stroke, its interval as a bar; one scale.
+
+    Hollow: no model of the arm hears its input. An interval that goes on beyond the frame ends in an arrow.
+    """
     shown = {context: [a for a in arms if a["arm"] in result] for context, arms in found.contexts().items()}
-    most = max((100 * float(one.arm.rates.max()) for one in result.values()), default=0.0)
+    rates = [100 * one.arm.rates for one in result.values()]
+    highs = [min(end, CUT) for one in rates if (end := _interval(one)[1]) == end]
+    most = max([*(float(one.max()) for one in rates), *highs], default=0.0)
     longest = max((len(_short(arm["encoder"])) for arms in shown.values() for arm in arms), default=0)
     margins = (min(0.15 + 0.085 * longest, 2.2), 0.26)
     panels = [
-        svg(partial(_outcome, context, arms, found.contexts()[context], result, (rate, split), most),
+        svg(partial(_outcome, found, context, result, (rate, split), max(1.04 * most, 1e-9)),
             f"outcome-{context}", (SIZE[0], 0.62 + 0.3 * len(arms)), margins)
         for context, arms in shown.items() if arms
     ]  # fmt: skip
-    return Gallery(f"{rate} on {split}, %: seeds, mean, interval", panels)
+    notes = ["hollow: no model hears its input"] if any(deaf(found.of_arm(arm)) for arm in result) else []
+    notes += ["arrow: goes on"] if any(_interval(one)[1] > 1.04 * most for one in rates) else []
+    noted = f" ({'; '.join(notes)})" if notes else ""
+    return Gallery(f"{rate} on {split}, %: seeds, mean, interval{noted}", panels)
+
+
+def _interval(rates: np.ndarray) -> tuple[float, float]:
+    """Ends of the interval of the mean, NaN where there is none; from 0 on."""
+    one = spread(rates.tolist())
+    return (max(one.low, 0.0), one.high) if one is not None and one.low == one.low else (math.nan, math.nan)
 
 
 def _outcome(
-    context: str, arms: Sequence[dict[str, Any]], all_arms: Sequence[dict[str, Any]], result: dict[str, Final],
-    what: tuple[str, str], most: float, figure: Any,
-) -> str:  # fmt: skip
-    axis, said = figure.subplots(), []
-    for row, arm in enumerate(arms):
-        place = [one["arm"] for one in all_arms].index(arm["arm"])
-        rates = 100 * result[arm["arm"]].arm.rates
-        colour, one = look(place)["color"], spread(rates.tolist())
-        assert one is not None  # a Final has a seed
-        if one.low == one.low:
-            axis.plot([max(one.low, 0), one.high], [row, row], color=colour, linewidth=6, alpha=0.25)
-        axis.plot(rates, [row] * len(rates), marker(place), color=colour, markersize=5, alpha=0.85)
-        axis.plot([one.mean], [row], "|", color=INK, markersize=14, markeredgewidth=1.8)
-        said.append(f"{arm['encoder']} {one.mean:.1f}")
-    axis.set_yticks(range(len(arms)), [_short(arm["encoder"]) for arm in arms])
-    axis.set_ylim(len(arms) - 0.4, -0.6)
-    axis.set_xlim(0, max(1.04 * most, 1e-9))
+    found: StudyResult, context: str, result: dict[str, Final], what: tuple[str, str], end: float, figure: Any
+) -> str:
+    axis = figure.subplots()
+    said: list[str] = []
+    names: list[str] = []
+    for place, arm in enumerate(found.contexts()[context]):
+        if arm["arm"] not in result:
+            continue
+        row, rates, colour = len(names), 100 * result[arm["arm"]].arm.rates, look(place)["color"]
+        low, high = _interval(rates)
+        if low == low:
+            axis.plot([low, min(high, end)], [row, row], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+        if high > end:
+            axis.plot([end], [row], ">", color=colour, markersize=6, clip_on=False)
+        silent = deaf(found.of_arm(arm["arm"]))
+        axis.plot(rates, [row] * len(rates), marker(place), color=colour, markersize=5, alpha=0.85,
+                  markerfacecolor="none" if silent else colour)  # fmt: skip
+        axis.plot([rates.mean()], [row], "|", color=INK, markersize=14, markeredgewidth=1.8)
+        names.append(_short(arm["encoder"]))
+        said.append(f"{arm['encoder']} {rates.mean():.1f}{' (hears nothing)' * silent}")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(0, end)
     axis.grid(False, axis="y")
     axis.set_title(context_name(context))
     return f"{what[0]} on {what[1]} in %, {context_name(context)}: {', '.join(said)}"

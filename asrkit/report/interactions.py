@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, corrected, more_seeds, over_seeds, span
+from asrkit.comparison import LEVEL, Difference, corrected, over_seeds, unpaired
 from asrkit.report.axes import Family, axes, families, numbers
 from asrkit.report.collect import StudyResult
-from asrkit.report.learning import model_hears
-from asrkit.report.measures import Final
-from asrkit.report.words import context_name
+from asrkit.report.learning import chance
+from asrkit.report.measures import Final, alike
 from asrkit.study.cells import COLLAPSED, FAILED
 
 FEWEST_VALUES = 3  # of an axis of numbers, for a slope
@@ -29,8 +28,9 @@ class Interaction:
 
     difference: (second less first at `to`) less (second less first at `start`), in error rate; or, with `per`, the
     slope of second less first (least squares, seed by seed) per doubling of the axis, or per unit of it. gaps: mean of
-    second less first at every value that counts. left_out: values where the better of the two hears nothing. undecided:
-    why no verdict is given, in words. level: what p_holm must be below.
+    second less first at every value that counts. left_out: values where the better of the two hears nothing; unpaired:
+    that were not scored on the same utterances as the first. undecided: why no verdict is given, in words. level: what
+    p_holm must be below.
     """
 
     axis: str
@@ -47,6 +47,7 @@ class Interaction:
     gaps: tuple[tuple[str, float], ...] = ()
     per: str = ""
     left_out: tuple[str, ...] = ()
+    unpaired: tuple[str, ...] = ()
     level: float = LEVEL
 
     @property
@@ -77,28 +78,36 @@ def interactions(
 def _of_pair(found: StudyResult, result: Mapping[str, Final], first: Family, second: Family) -> list[Interaction]:
     values, made = _shared(result, first, second), []
     for value in values[1:]:
-        pairs = [(first.arms[v], second.arms[v]) for v in (values[0], value)]
+        places = (values[0], value)
+        pairs = [(first.arms[v], second.arms[v]) for v in places]
+        if not alike(result[pairs[0][0]], result[pairs[1][0]]):
+            made.append(_unpaired(result, first, second, places))
+            continue
         before, after = _gaps(result, pairs)
+        both = (first, second)
         made.append(Interaction(
             first.axis, first.context, values[0], value, first.encoder, second.encoder, over_seeds(before, after),
             differences=tuple((after - before).tolist()),
-            undecided=_chance(found, pairs[0], before) or _chance(found, pairs[1], after),
-            gaps=_means((values[0], value), (before, after)),
+            undecided=_chance(found, values[0], both, before) or _chance(found, value, both, after),
+            gaps=_means(places, (before, after)),
         ))  # fmt: skip
     return made
 
 
 def _along(found: StudyResult, result: Mapping[str, Final], first: Family, second: Family) -> list[Interaction]:
-    """One for all values. Those where the better of the two hears nothing say nothing and are left out."""
-    values = _shared(result, first, second)
+    """One for all values. Those where the better of the two hears nothing say nothing and are left out, as are those
+    that were not scored on the same utterances as the first."""
+    shared = _shared(result, first, second)
+    values = [v for v in shared if alike(result[first.arms[shared[0]]], result[first.arms[v]])]
     if len(values) < 2:
-        return []
+        return [_unpaired(result, first, second, shared)] if len(shared) > 1 else []
     pairs = [(first.arms[v], second.arms[v]) for v in values]
-    why = [_chance(found, pair, _gaps(result, [pair])[0]) for pair in pairs]
+    why = [_chance(found, v, (first, second), _gaps(result, [pair])[0]) for v, pair in zip(values, pairs, strict=True)]
     kept = [i for i, reason in enumerate(why) if reason is None]
     undecided = None
     if len(kept) < FEWEST_VALUES:
-        undecided = next(filter(None, why), f"no verdict: fewer than {FEWEST_VALUES} values are there to compare")
+        few = f"no verdict: fewer than {FEWEST_VALUES} values are there to compare"
+        undecided = next(filter(None, why), few + " on the same utterances" * (len(values) < len(shared)))
         kept = list(range(len(values)))
     gaps = _gaps(result, [pairs[i] for i in kept])  # (values, seeds)
     at = np.array(numbers([values[i] for i in kept]))
@@ -110,7 +119,18 @@ def _along(found: StudyResult, result: Mapping[str, Final], first: Family, secon
         over_seeds(np.zeros(len(slopes)), slopes), differences=tuple(slopes.tolist()), undecided=undecided,
         gaps=_means([values[i] for i in kept], gaps), per=f"doubling of {first.axis}" if doubling else first.axis,
         left_out=tuple(v for i, v in enumerate(values) if i not in kept),
+        unpaired=tuple(v for v in shared if v not in values),
     )]  # fmt: skip
+
+
+def _unpaired(result: Mapping[str, Final], first: Family, second: Family, values: Sequence[str]) -> Interaction:
+    """Of values that were not scored on the same utterances: the difference at each, and nothing of how it changes."""
+    gaps = [_gaps(result, [(first.arms[v], second.arms[v])])[0] for v in values]
+    none = unpaired(first.encoder, second.encoder)
+    return Interaction(
+        first.axis, first.context, values[0], values[-1], first.encoder, second.encoder, none.difference,
+        undecided=none.undecided, gaps=_means(values, gaps), unpaired=tuple(values[1:]),
+    )  # fmt: skip
 
 
 def _shared(result: Mapping[str, Final], first: Family, second: Family) -> list[str]:
@@ -130,35 +150,12 @@ def _means(values: Sequence[str], gaps: Sequence[np.ndarray] | np.ndarray) -> tu
     return tuple((v, float(gap.mean()) if len(gap) else math.nan) for v, gap in zip(values, gaps, strict=True))
 
 
-def _chance(found: StudyResult, pair: tuple[str, str], difference: np.ndarray) -> str | None:
-    """In words why the difference of two arms is none: the one that looks better hears nothing, and has not collapsed
-    or failed in all cells, which would be an outcome. An arm that hears nothing may well be the worse one."""
-    better = pair[1] if len(difference) and difference.mean() < 0 else pair[0]
-    over = [cell for cell in found.of_arm(better) if cell.over]
-    ended = all(cell.status in (COLLAPSED, FAILED) for cell in over)
-    if not over or ended or any(model_hears(cell) is not False for cell in over):
+def _chance(found: StudyResult, value: str, families: tuple[Family, Family], difference: np.ndarray) -> str | None:
+    """In words why the difference of two arms at a value is none (asrkit.report.learning.chance): the one that looks
+    better hears nothing. Not where all its cells collapsed or failed, which is an outcome of the axis."""
+    mean = float(difference.mean()) if len(difference) else 0.0
+    first, second = (found.of_arm(family.arms[value]) for family in families)
+    if all(cell.status in (COLLAPSED, FAILED) for cell in (second if mean < 0 else first) if cell.over):
         return None
-    return f"no verdict: no model of {context_name(over[0].row['context'])}, {over[0].row['encoder']} hears its input"
-
-
-def interaction_in_words(one: Interaction, rate: str) -> str:
-    """What the axis does to the difference of two encoders, or "no evidence", and what it would take."""
-    d = one.difference
-    begin = f"{context_name(one.context)}: {one.second} beside {one.first}, from {one.axis} {one.start} to {one.to}: "
-    if one.undecided is not None:
-        return begin + one.undecided
-    if d.seeds < FEWEST_SEEDS:
-        return f"{begin}{d.seeds} paired seed{'s' * (d.seeds != 1)}, too few to tell (at least {FEWEST_SEEDS})"
-    moved = f"{'gains' if d.mean < 0 else 'loses'} {100 * abs(d.mean):.2f} points"
-    if one.per:
-        begin += (
-            f"its {rate} is {', '.join(f'{100 * gap:+.1f} ({value})' for value, gap in one.gaps)} points beside it; "
-        )
-        begin += f"at {', '.join(one.left_out)} the better one hears nothing; " if one.left_out else ""
-        rate = f"{rate} with each {one.per}"
-    if one.different:
-        return f"{begin}it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
-    return (
-        f"{begin}no evidence that the difference changes: it {moved} of {rate} ({span(d, one.p_holm, sign=False)})"
-        f"{more_seeds(one)}"
-    )
+    reason = chance(mean, first, second, (families[0].encoder, families[1].encoder))
+    return f"at {families[0].axis} {value}, {reason}" if reason is not None else None

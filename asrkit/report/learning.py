@@ -18,6 +18,7 @@ import numpy as np
 from asrkit.comparison import FEWEST_SEEDS, LEVEL, Difference, corrected, over_seeds
 from asrkit.hearing import epoch_hears
 from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.formats import amount
 from asrkit.study.cells import FAILED, best_model_hears
 
 THRESHOLDS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -89,13 +90,19 @@ def model_hears(cell: CellResult) -> bool | None:
     return best_model_hears(cell.status, cell.epochs, (cell.outcome or {}).get("best_epoch"))
 
 
+def deaf(cells: Sequence[CellResult]) -> bool:
+    """Whether none of these cells' models hears its input: of those that are over, if any, none is known to."""
+    over = [cell for cell in cells if cell.over]
+    return bool(over) and all(model_hears(cell) is False for cell in over)
+
+
 def chance(
-    one: Difference, first: Sequence[CellResult], second: Sequence[CellResult], names: tuple[str, str]
+    mean: float, first: Sequence[CellResult], second: Sequence[CellResult], names: tuple[str, str]
 ) -> str | None:
-    """In words why a difference in error rate is none: no model of the arm that looks better hears its input."""
-    better, name = (second, names[1]) if one.mean < 0 else (first, names[0])
-    over = [cell for cell in better if cell.over]
-    if not over or any(model_hears(cell) is not False for cell in over):
+    """In words why a difference in error rate (mean of second less first) is none: no model of the arm that looks
+    better hears its input. None where one does."""
+    better, name = (second, names[1]) if mean < 0 else (first, names[0])
+    if not deaf(better):
         return None
     return (
         unheard([*first, *second]) or f"no verdict: {name} makes fewer errors, and none of its models hears its input"
@@ -103,12 +110,13 @@ def chance(
 
 
 def unheard(cells: Sequence[CellResult]) -> str | None:
-    """In words why these cells cannot be told apart: none of those that are over hears. None where one does."""
+    """In words why these cells cannot be told apart: none of those that are over hears at any epoch. None where one
+    does."""
     over = [cell for cell in cells if cell.over]
     if not over or any(hears(cell) is not False for cell in over):
         return None
     updates = max((cell.epochs[-1].get("step", 0) for cell in over if cell.epochs), default=0)
-    return f"no seed of either hears its input within {updates} updates: too short to tell"
+    return f"no seed of either hears its input within {amount(updates, 'update')}: too short to tell"
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ class Pace:
     ratio: updates to the goal, second / first: geometric mean over paired seeds with its 95 % interval.
     differences: of every paired seed. undecided: why no verdict is given in spite of p, in words. crossing: which arm
     is ahead by AHEAD and more in every seed, from and to which updates, where it is the one early and the other late.
-    level: what p_holm must be below.
+    raised: whether any of these CERs was lower as recorded, and counts as 1 because its cell did not hear yet. level:
+    what p_holm must be below.
     """
 
     context: str
@@ -133,6 +142,7 @@ class Pace:
     differences: tuple[float, ...] = ()
     undecided: str | None = None
     crossing: tuple[tuple[str, int, int], ...] = ()
+    raised: bool = False
     level: float = LEVEL
 
     @property
@@ -159,6 +169,15 @@ def counted(cell: CellResult) -> list[tuple[int, float]]:
     """(updates, dev CER) of every look, at most 1, and 1 before the cell hears."""
     start = _start(cell)
     return [(step, 1.0 if step < start else min(cer, 1.0)) for step, _, cer in series(cell, "dev", "cer")]
+
+
+def raised(cells: Sequence[CellResult]) -> bool:
+    """Whether any look counts with more than its CER, because the cell did not hear yet."""
+    return any(
+        value > cer
+        for cell in cells
+        for (_, value), (_, _, cer) in zip(counted(cell), series(cell, "dev", "cer"), strict=True)
+    )
 
 
 def paces(found: StudyResult, baseline: str | None = None, level: float = LEVEL) -> list[Pace]:
@@ -189,7 +208,7 @@ def _pace(
     differences = tuple((y - x).tolist())
     return Pace(
         context, a, b, over_seeds(x, y), math.nan, goal, ratio, None, differences, unheard(pair[0] + pair[1]),
-        _crossing((a, b), pair),
+        _crossing((a, b), pair), raised([*pair[0], *pair[1]]),
     )  # fmt: skip
 
 

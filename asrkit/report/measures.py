@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from asrkit.comparison import FEWEST_SEEDS, LEVEL, Arm, Comparison, compare, corrected, over_seeds
-from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.collect import CellResult, StudyResult, utterances
 from asrkit.report.learning import chance
 from asrkit.study.cells import FAILED, arm_of
 
@@ -46,10 +46,18 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Final:
-    """One arm on one split: errors per cell (asrkit.comparison.Arm), and the seeds that count as all deleted."""
+    """One arm on one split: errors per cell (asrkit.comparison.Arm), the seeds that count as all deleted, and the names
+    of the utterances."""
 
     arm: Arm
     without_model: tuple[int, ...]
+    ids: tuple[Any, ...] = ()
+
+
+def alike(one: Final, other: Final) -> bool:
+    """Whether both were scored on the same utterances, so that their errors can be paired."""
+    a, b = one.arm, other.arm
+    return one.ids == other.ids and a.speakers == b.speakers and np.array_equal(a.lengths, b.lengths)
 
 
 def default_split(found: StudyResult) -> str:
@@ -59,15 +67,16 @@ def default_split(found: StudyResult) -> str:
 
 def finals(found: StudyResult, split: str, unit: str) -> dict[str, Final]:
     """Arm id -> its errors on the split; arms without a scored or failed cell, and contexts without any score, are
-    not in it. Arms are named by their encoder."""
+    not in it. Arms are named by their encoder. Of a context's cells those count that were scored on its utterances
+    (asrkit.report.collect.utterances); `troubles` names the others."""
     result = {}
     for arms in found.contexts().values():
         members = {arm["arm"]: found.of_arm(arm["arm"]) for arm in arms}
-        scores = [score for group in members.values() for cell in group if (score := cell.scored(split))]
-        if not scores:
+        like = utterances([cell for group in members.values() for cell in group], split)
+        if like is None:
             continue
         for arm in arms:
-            final = _final(arm["encoder"], members[arm["arm"]], split, unit, scores[0])
+            final = _final(arm["encoder"], members[arm["arm"]], split, unit, like)
             if final is not None:
                 result[arm["arm"]] = final
     return result
@@ -84,7 +93,7 @@ def _final(name: str, members: Sequence[CellResult], split: str, unit: str, like
         elif cell.over and cell.status == FAILED and not (cell.outcome or {}).get("dev"):
             outcomes.append({"seed": seed, split: all_deleted})
             without.append(seed)
-    return Final(arm_of(name, outcomes, split, unit), tuple(without)) if outcomes else None
+    return Final(arm_of(name, outcomes, split, unit), tuple(without), tuple(like["ids"])) if outcomes else None
 
 
 def comparisons(
@@ -101,7 +110,7 @@ def comparisons(
         if baseline is not None and baseline not in [arm.name for arm in there]:
             continue
         for one in compare(there, baseline):
-            reason = chance(one.seeds, cells[one.first], cells[one.second], (one.first, one.second))
+            reason = chance(one.seeds.mean, cells[one.first], cells[one.second], (one.first, one.second))
             pairs.append((context, replace(one, undecided=reason)))
     made = corrected([one for _, one in pairs], level)
     return [(context, one) for (context, _), one in zip(pairs, made, strict=True)]

@@ -9,7 +9,7 @@ from html import escape
 
 from asrkit.page_style import STYLE
 from asrkit.report.drawing import VARIABLES, Gallery, key
-from asrkit.report.tables import Table
+from asrkit.report.formats import Table, amount
 
 MORE = """
 p.say{margin:.35em 0}ul.say{margin:.3em 0 .8em;padding-left:1.2em;overflow-wrap:anywhere}
@@ -39,8 +39,11 @@ class Section:
     tables: Sequence[Table] = field(default_factory=list)
 
 
-def page(name: str, subtitle: str, headlines: Sequence[str], troubled: int, sections: Sequence[Section]) -> str:
-    """The whole page; the same study gives the same bytes."""
+def page(
+    name: str, subtitle: str, headlines: Sequence[str], troubled: int, sections: Sequence[Section], unplanned: int = 0
+) -> str:
+    """The whole page; the same study gives the same bytes. troubled: how many cells are not simply done; unplanned: are
+    to come that depend on others."""
     title = escape(name)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -49,26 +52,30 @@ def page(name: str, subtitle: str, headlines: Sequence[str], troubled: int, sect
         f'<meta name="color-scheme" content="light dark"><title>{title}: report</title>'
         f"<style>{STYLE}{VARIABLES}{MORE}</style></head><body><main>"
         f'<header><p class="kind">report of a study</p><h1>{title}</h1><p class="path">{escape(subtitle)}</p></header>'
-        f"{_verdict(headlines, troubled)}{''.join(map(_section, sections))}"
+        f"{_verdict(headlines, troubled, unplanned)}{''.join(map(_section, sections))}"
         "<footer>made by <code>asrkit report</code> from study.json, cell.json and metrics.jsonl · numbers of every "
         "cell in cells.csv, of every figure in report.json</footer></main></body></html>\n"
     )
 
 
-def _verdict(headlines: Sequence[str], troubled: int) -> str:
+def _verdict(headlines: Sequence[str], troubled: int, unplanned: int) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in headlines)
-    mark, kind, text = "✓", "fine", "Every cell is done."
+    mark, kind, said = "✓", "fine", ["Every cell is done."]
+    if troubled or unplanned:
+        mark, kind, said = "✗", "bad", []
     if troubled:
-        are = "cell is" if troubled == 1 else "cells are"
-        mark, kind, text = "✗", "bad", f"{troubled} {are} not simply done: see the end of the page."
-    return f'<div class="verdict {kind}"><p><b>{mark}</b> {text}</p><ul>{items}</ul></div>'
+        said.append(f"{amount(troubled, 'cell is', 'cells are')} not simply done: see the end of the page.")
+    if unplanned:
+        said.append(f"{amount(unplanned, 'cell depends', 'cells depend')} on what others come to: still to come.")
+    return f'<div class="verdict {kind}"><p><b>{mark}</b> {" ".join(said)}</p><ul>{items}</ul></div>'
 
 
 def _section(one: Section) -> str:
     said = _list(one.sentences)
     if one.more:
         none = "" if one.sentences else "No difference stands. "
-        said += f"<details><summary>{none}{len(one.more)} pairs without evidence</summary>{_list(one.more)}</details>"
+        pairs = amount(len(one.more), "pair")
+        said += f"<details><summary>{none}{pairs} without evidence</summary>{_list(one.more)}</details>"
     drawn = "".join(map(_gallery, one.galleries))
     return (
         f'<section class="card"><h2>{escape(one.title)}</h2>{said}{drawn}{"".join(map(_table, one.tables))}</section>'
@@ -101,7 +108,9 @@ def _table(one: Table) -> str:
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
     if one.folded or len(one.rows) > MANY:
-        return f"<details><summary>{escape(one.title)} ({len(one.rows)} rows)</summary>{note}{table}</details>"
+        return (
+            f"<details><summary>{escape(one.title)} ({amount(len(one.rows), 'row')})</summary>{note}{table}</details>"
+        )
     return f"<h3>{escape(one.title)}</h3>{note}{table}"
 
 

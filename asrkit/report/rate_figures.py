@@ -8,7 +8,7 @@ from typing import Any
 
 from asrkit.report.collect import StudyResult
 from asrkit.report.drawing import Gallery, look, marker, svg
-from asrkit.report.words import context_name
+from asrkit.report.formats import context_name
 
 SIDE = 1.35  # room beside the first and last rate, as a factor
 
@@ -19,12 +19,12 @@ def learning_rates(found: StudyResult) -> list[Gallery]:
     Large: the rate that is the arm's. Hollow: no model of the tuning seeds hears its input. Nothing where no arm has
     two rates.
     """
-    grid = sorted({entry["lr"] for arm in found.arms for entry in arm.get("tuning") or []})
+    grid = found.learning_rates
     if len(grid) < 2:
         return []
     encoders = list(dict.fromkeys(arm["encoder"] for arm in found.arms))
     panels = [
-        svg(partial(_panel, context, arms, encoders, grid), f"rates-{context}")
+        svg(partial(_panel, found, context, arms, encoders), f"rates-{context}")
         for context, arms in found.contexts().items()
     ]
     title = "CER on dev against the learning rate (large: the arm's; hollow: does not hear its input)"
@@ -32,9 +32,9 @@ def learning_rates(found: StudyResult) -> list[Gallery]:
 
 
 def _panel(
-    context: str, arms: Sequence[dict[str, Any]], encoders: Sequence[str], grid: Sequence[float], figure: Any
+    found: StudyResult, context: str, arms: Sequence[dict[str, Any]], encoders: Sequence[str], figure: Any
 ) -> str | None:
-    picture, said = figure.subplots(), []
+    picture, grid, said = figure.subplots(), found.learning_rates, []
     for arm in arms:
         tried = sorted(
             (entry for entry in arm.get("tuning") or [] if entry.get("dev_cer") is not None),
@@ -49,7 +49,7 @@ def _panel(
             picture.plot(
                 entry["lr"], 100 * entry["dev_cer"], marker(place), color=style["color"],
                 markersize=7 if entry["lr"] == arm.get("lr") else 3.5,
-                markerfacecolor="none" if entry.get("deaf") else style["color"],
+                markerfacecolor="none" if found.tried_in_vain(entry) else style["color"],
             )  # fmt: skip
         values = ", ".join(f"{100 * entry['dev_cer']:.1f} at {entry['lr']:g}" for entry in tried)
         said.append(f"{arm['encoder']} {values}")

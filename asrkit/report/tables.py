@@ -1,44 +1,21 @@
-"""The tables of a report, as text: the page and the Markdown show the same ones."""
+"""The tables of a report on what came out, as text: the page and the Markdown show the same ones (how a study was made:
+proof.py)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from asrkit.comparison import Comparison
 from asrkit.report.axes import Family
-from asrkit.report.collect import CellResult, StudyResult, troubles
+from asrkit.report.collect import CellResult, StudyResult
+from asrkit.report.formats import NONE, Table, context_name, interval, number, of, percent
 from asrkit.report.interactions import Interaction
 from asrkit.report.layers import DEPENDENCE, GRADIENT, at_end, end_dependence, end_gradients, order
 from asrkit.report.learning import THRESHOLDS, Pace, heard_from, hears, listening, model_hears, reached, series
 from asrkit.report.measures import Final, Spread, cost, end_gap, spread
-from asrkit.report.words import context_name
-from asrkit.study.proof import COMPARED
 
-NONE = "–"
 Members = Sequence[CellResult]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A heading, what must be known to read it, column names, and rows of text; folded: shown on request."""
-
-    title: str
-    note: str
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    folded: bool = False
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.1234 -> `12.3`; a dash for what is not known."""
-    return number(None if value is None else 100 * value, f".{digits}f")
-
-
-def number(value: float | None, form: str = ".3g") -> str:
-    """A number, or a dash for None, NaN and infinity."""
-    return NONE if value is None or not math.isfinite(value) else format(value, form)
 
 
 def _spread(one: Spread | None, show: Callable[[float], str]) -> str:
@@ -49,79 +26,23 @@ def _spread(one: Spread | None, show: Callable[[float], str]) -> str:
     return mean if least == most else f"{mean} ({least} to {most})"
 
 
-def proof_table(found: StudyResult) -> Table:
-    """Group by group whether its cells agree in all that they must agree in."""
-    groups: dict[str, list[dict[str, object]]] = {}
-    for row in found.study.get("proof") or []:
-        groups.setdefault(str(row.get("group")), []).append(row)
-    rows, columns = [], (*COMPARED, "code")
-    for group, members in groups.items():
-        shown = []
-        for key in columns:
-            values = list(dict.fromkeys(str(m[key]) for m in members if m.get(key) is not None))
-            short = [value[:8] for value in values]
-            shown.append(NONE if not values else short[0] if len(values) == 1 else f"≠ {', '.join(short)}")
-        rows.append((context_name(group), str(len(members)), *shown))
-    note = (
-        "Within a recipe, its axes and a seed all cells must have the same hash of settings (outside encoder and "
-        "learning rate), splits, labels, output frames, order of the data and initial weights outside the norms, and "
-        "the same number of updates; ≠ marks what differs. Code: sources of asrkit and torch's version, which may "
-        "differ where a study went on after an upgrade. First 8 digits of hashes; in full in report.json."
-    )
-    return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *columns), rows)
-
-
-def rates_table(found: StudyResult) -> Table:
-    """Learning rates tried and chosen, parameters."""
-    parameters = {row.get("cell"): row for row in found.study.get("proof") or []}
-    grid = list(dict.fromkeys(entry["lr"] for arm in found.arms for entry in arm.get("tuning", [])))
-    rows = []
-    for arm in found.arms:
-        means = {entry["lr"]: entry for entry in arm.get("tuning", [])}
-        size: dict[str, int] = next((parameters[c.row["id"]] for c in found.cells
-                     if c.row["arm"] == arm["arm"] and c.row["id"] in parameters), {})  # fmt: skip
-        chosen = "open" if arm.get("lr") is None else f"{arm['lr']:g}"
-        tried = [_tried(means.get(lr) or {}) for lr in grid]
-        counts = [format(size[k], ",") if size.get(k) is not None else NONE for k in ("parameters", "norm_parameters")]
-        rows.append((context_name(arm["arm"]), chosen, *tried, *counts))
-    seeds = ", ".join(map(str, found.study.get("tuning_seeds", [])))
-    note = (
-        f"Mean dev CER in % of seed {seeds} with every learning rate of the grid; the lowest is the arm's. In "
-        "brackets: of models that do not hear their input, which count as 100 % in this choice."
-    )
-    head = ("arm", "chosen", *(f"{lr:g}" for lr in grid), "parameters", "in norms")
-    return Table("Learning rates tried", note, head, rows)
-
-
-def _tried(entry: dict[str, float | None]) -> str:
-    return f"[{percent(entry['dev_cer'])}]" if entry.get("deaf") else percent(entry.get("dev_cer"))
+FINAL: tuple[str, ...] = (
+    "arm",
+    "seeds",
+    "hear",
+    "CER",
+    "CER, range",
+    "CER, interval",
+    "WER",
+    "WER, range",
+    "WER, interval",
+    "",
+)
 
 
 def final_table(found: StudyResult, split: str, characters: dict[str, Final], words: dict[str, Final]) -> Table:
     """CER and WER per arm."""
-    rows = []
-    for arm in found.arms:
-        values = [arm["arm"] in one for one in (characters, words)]
-        if not all(values):
-            rows.append((context_name(arm["arm"]), "0", NONE, *[NONE] * 6, ""))
-            continue
-        columns = []
-        for one in (characters, words):
-            s = spread(one[arm["arm"]].arm.rates.tolist())
-            assert s is not None  # a Final has a seed
-            interval = f"{percent(max(s.low, 0))} to {percent(s.high)}" if math.isfinite(s.low) else NONE
-            columns += [percent(s.mean), f"{percent(s.least)} to {percent(s.most)}", interval]
-        final = characters[arm["arm"]]
-        without = ", ".join(map(str, final.without_model))
-        remarks = [f"seed {without} failed without a model: counts as 100 %"] if without else []
-        over = [cell for cell in found.of_arm(arm["arm"]) if cell.over]
-        remarks += [
-            f"seed {cell.row['seed']}: best epoch {(cell.outcome or {}).get('best_epoch')}, from before it heard"
-            for cell in over if model_hears(cell) is False and hears(cell)
-        ]  # fmt: skip
-        heard = [model_hears(cell) for cell in over]
-        hearing = NONE if None in heard else f"{heard.count(True)}"
-        rows.append((context_name(arm["arm"]), str(len(final.arm.seeds)), hearing, *columns, "; ".join(remarks)))
+    rows = [_final(found, arm["arm"], characters.get(arm["arm"]), words.get(arm["arm"])) for arm in found.arms]
     note = (
         f"In %, on {split}, the best model of each cell with the arm's learning rate: mean over seeds, least to most, "
         "and Student's 95 % interval of the mean (from three seeds on, cut off at 0). Hear: models that hear their "
@@ -129,21 +50,32 @@ def final_table(found: StudyResult, split: str, characters: dict[str, Final], wo
         "with the same output at every frame; where it is less than 15 % below, other audio must change the output of "
         "every layer by 0.1 as well, as a recurrent model gets that far by knowing its place in the utterance.)"
     )
-    head: tuple[str, ...] = (
-        "arm",
-        "seeds",
-        "hear",
-        "CER",
-        "CER, range",
-        "CER, interval",
-        "WER",
-        "WER, range",
-        "WER, interval",
-        "",
-    )
+    head = FINAL
     if not any(row[-1] for row in rows):  # nothing to remark
         head, rows = head[:-1], [row[:-1] for row in rows]
     return Table(f"Error rates on {split}", note, head, rows)
+
+
+def _final(found: StudyResult, arm: str, characters: Final | None, words: Final | None) -> tuple[str, ...]:
+    if characters is None or words is None:
+        return (context_name(arm), "0", *[NONE] * (len(FINAL) - 3), "")
+    columns = []
+    for one in (characters, words):
+        s = spread(one.arm.rates.tolist())
+        assert s is not None  # a Final has a seed
+        whole = f"{percent(max(s.low, 0))} to {percent(s.high)}" if math.isfinite(s.low) else NONE
+        columns += [percent(s.mean), f"{percent(s.least)} to {percent(s.most)}", whole]
+    without = characters.without_model
+    failed = f"seed{'s' * (len(without) > 1)} {', '.join(map(str, without))} failed without a model: counts as 100 %"
+    over = [cell for cell in found.of_arm(arm) if cell.over]
+    remarks = [failed] if without else []
+    remarks += [
+        f"seed {cell.row['seed']}: best epoch {(cell.outcome or {}).get('best_epoch')}, from before it heard"
+        for cell in over if model_hears(cell) is False and hears(cell)
+    ]  # fmt: skip
+    heard = [model_hears(cell) for cell in over]
+    hearing = NONE if None in heard else f"{heard.count(True)}"
+    return (context_name(arm), str(len(characters.arm.seeds)), hearing, *columns, "; ".join(remarks))
 
 
 def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: str) -> Table:
@@ -155,8 +87,8 @@ def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: 
         "bootstrap over seeds and speakers (drawn once for all seeds; utterances where fewer than two speakers are "
         "known), and the matched-pairs test of each seed's two runs, which alone would call equal systems different "
         "too often. "
-        "Seeds needed: how many would show this difference (power 80 %) after "
-        "the correction, as far as the spread seen so far can tell."
+        "Seeds needed: how many, planned ahead, would show this difference (power 80 %) after the correction, as far "
+        "as the spread seen so far can tell; a dash where there is no verdict."
     )
     return Table("All tests", note, ("of", *TESTS), rows)
 
@@ -169,14 +101,10 @@ def _tests(of: str, one: Comparison) -> tuple[str, ...]:
     d = one.seeds
     low, high = one.bootstrap
     return (
-        of, one.first, one.second, str(d.seeds), percent(d.mean, 2), _interval(d.low, d.high), number(d.p),
-        number(one.p_holm), _interval(low, high), ", ".join(number(p, ".2g") for p in one.matched_pairs) or NONE,
+        of, one.first, one.second, str(d.seeds), percent(d.mean, 2), interval(d.low, d.high), number(d.p),
+        number(one.p_holm), interval(low, high), ", ".join(number(p, ".2g") for p in one.matched_pairs) or NONE,
         NONE if one.seeds_needed is None else str(one.seeds_needed),
     )  # fmt: skip
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{percent(low, 2)} to {percent(high, 2)}" if math.isfinite(low) and math.isfinite(high) else NONE
 
 
 def axis_table(pairs: Sequence[tuple[Family, Comparison]], split: str, rate: str) -> Table:
@@ -197,7 +125,7 @@ def interaction_table(changes: Sequence[Interaction], split: str, rate: str) -> 
         rows.append((
             context_name(one.context), values + (f", per {one.per}" if one.per else ""), one.first, one.second,
             ", ".join(f"{percent(gap)} ({value})" for value, gap in one.gaps), str(d.seeds), percent(d.mean, 2),
-            _interval(d.low, d.high), number(d.p), number(one.p_holm),
+            interval(d.low, d.high), number(d.p), number(one.p_holm),
             NONE if one.seeds_needed is None else str(one.seeds_needed),
         ))  # fmt: skip
     note = (
@@ -222,7 +150,7 @@ def threshold_table(found: StudyResult) -> Table:
             steps = [step for cell in members if (step := reached(cell, threshold)) is not None]
             whole = bool(steps) and len(steps) == len(members)
             shown.append(_spread(spread(list(map(float, steps))), lambda v: f"{v:.0f}") if whole
-                         else f"{len(steps)} of {len(members)} seeds" if members else NONE)  # fmt: skip
+                         else of(len(steps), len(members), "seed") if members else NONE)  # fmt: skip
         rows.append((context_name(arm["arm"]), _hearing(members), *shown))
     note = (
         "Hears: updates until the model first hears its input (as in the table of error rates). The others: updates "
@@ -237,7 +165,7 @@ def _hearing(members: Members) -> str:
     known = [heard_from(cell) for cell in members if listening(cell)]
     steps = [step for step in known if step is not None]
     if not known or len(steps) < len(members):
-        return f"{len(steps)} of {len(members)} seeds" if known else NONE
+        return of(len(steps), len(members), "seed") if known else NONE
     return _spread(spread(list(map(float, steps))), lambda v: f"{v:.0f}")
 
 
@@ -248,10 +176,11 @@ def pace_table(speeds: Sequence[Pace]) -> Table:
         d, ratio = one.difference, NONE
         if one.goal is not None and one.ratio is not None:
             middle, low, high = (number(value, ".2f") for value in one.ratio)
-            ratio = f"{middle} ({low} to {high}), to {100 * one.goal[0]:g} %"
+            reach = f" ({low} to {high})" if one.ratio[1] < one.ratio[2] else ""
+            ratio = f"{middle}{reach}, to {100 * one.goal[0]:g} %"
         rows.append((
             context_name(one.context), one.first, one.second, str(d.seeds), percent(d.mean, 2),
-            _interval(d.low, d.high), number(d.p), number(one.p_holm),
+            interval(d.low, d.high), number(d.p), number(one.p_holm),
             NONE if one.seeds_needed is None else str(one.seeds_needed), ratio,
         ))  # fmt: skip
     note = (
@@ -334,11 +263,3 @@ def cost_table(found: StudyResult) -> Table:
     if all(row[2] == NONE for row in rows):  # not recorded
         head, rows = (*head[:2], head[3]), [(*row[:2], row[3]) for row in rows]
     return Table("Per update", note, head, rows)
-
-
-def trouble_table(found: StudyResult) -> Table:
-    """Every cell that is not simply done."""
-    rows = [(t["id"], t["status"].replace("_", " "), "yes" if t["chosen"] else "no", t["reason"])
-            for t in troubles(found)]  # fmt: skip
-    note = "Failed, collapsed, skipped, pending and damaged cells; none is left out of the figures without being here."
-    return Table("Cells that are not simply done", note, ("cell", "status", "has the arm's rate", "reason"), rows)
