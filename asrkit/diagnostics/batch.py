@@ -108,8 +108,8 @@ def _check_flat(x: Tensor, kind: torch.dtype) -> list[Finding]:
     labels = x.shape[1]
     p = x + (1 - x.sum(1, keepdim=True)) / labels
     spread = float((x.amax(1) - x.amin(1)).max())
-    rounding = min(torch.finfo(kind).eps / 2 * float(x.abs().max()), NORMALIZED_HALF)
-    if float(p.min()) < -max(1e-4, rounding) or not FLAT / labels < spread <= 1 + max(1e-3, 2 * rounding):
+    rounding = min(torch.finfo(kind).eps * float(x.abs().max()), NORMALIZED_HALF)  # its own, and that of the mean
+    if float(p.min()) < -max(1e-4, rounding) or not FLAT / labels < spread <= 1 + max(1e-3, rounding):
         return []
     words = (
         f"the most and the least probable label are never more than {spread:.2g} nats apart (1 at most, by softmax), "

@@ -124,24 +124,27 @@ def check_mates(case: Case) -> list[Finding]:
     if layer is None:
         return []
     words = f"other content in its batch mates moves an utterance's output by {moved[layer]:.2g} standard deviations"
-    try:
-        turned = _turned(probe)
-    except Exception as error:  # whatever somebody's model raises for a batch that it was not made for
-        code, words = "train_eval_mismatch", f"{words}; whether their order does was not seen ({_said(error)})"
+    turned, why = (None, "the output is random") if case.random else _turned(probe)
+    if turned is None:
+        words += f"; whether their order does was not seen: {why}"
+    elif first(case, turned) is not None:
+        words += f", their order by {max(turned.values()):.2g}"
+        return [finding("recurrence_over_batch", "error", words, short(layer) or None)]
     else:
-        if layer in (first(case, {layer: turned.get(layer, 0.0)}), first(case, {"": turned[""]})):
-            words += f", their order by {max(turned.get(layer, 0.0), turned['']):.2g}"
-            return [finding("recurrence_over_batch", "error", words, short(layer) or None)]
-        code, words = "train_eval_mismatch", f"{words}: statistics of the batch are used in evaluation mode"
-    return [finding(code, "error", words, short(layer) or None)]
+        words += ": statistics of the batch are used in evaluation mode"
+    return [finding("train_eval_mismatch", "error", words, short(layer) or None)]
 
 
-def _turned(probe: Probe) -> dict[str, float]:
-    """How far the reverse order moves utterances of equal length, as a model that packs wants them sorted by it."""
+def _turned(probe: Probe) -> tuple[dict[str, float] | None, str]:
+    """How far the reverse order moves utterances of equal length, as a model that packs wants them sorted by it; or
+    None, and what the model raises."""
     shortest = int(probe.lengths.min())
     frames = shortest // 16 * 16 or shortest  # whole multiples of 16 for strides
-    before, after = look(probe.cut(frames)), look(probe.cut(frames, backwards=True))
-    return moves(probe.cut(frames), before, {name: y.flip(0) for name, y in after.items()})
+    try:
+        before, after = look(probe.cut(frames)), look(probe.cut(frames, backwards=True))
+    except Exception as error:  # whatever somebody's model raises for a batch that it was not made for
+        return None, _said(error)
+    return moves(probe.cut(frames), before, {name: y.flip(0) for name, y in after.items()}), ""
 
 
 def _said(error: Exception) -> str:

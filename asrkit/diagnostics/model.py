@@ -60,9 +60,9 @@ def check_model(
     a mapping with `log_probs` (or `logits`) and `lengths`. (T', B, V) with `batch_first=False`. Waveforms (B, S) will
     do. model: where its layers and parameters are, unless `forward` is an nn.Module. targets, target_lengths: as in
     check_ctc_batch. trained: whether it has been trained; initial scales are then not judged, and running statistics
-    are. It is called 12 times with a model whose layers have no fault, once of them with gradients, and more often to
-    tell faults apart. Parameters, gradients, buffers, modes and random numbers are afterwards what they were; a state
-    that the model hides in itself is not. A check that the model did not allow is a note `not_checked`.
+    are. Where nothing is wrong it is called 13 times (11 without norms), once of them with gradients; faults take some
+    more to be told apart. Parameters, gradients, buffers, modes and random numbers are afterwards what they were; a
+    state that the model hides elsewhere is not. A check that the model did not allow is a note `not_checked`.
 
     Raises DataError (`shapes`) for arguments and outputs that are not as above, and for scripted models.
     """

@@ -158,11 +158,12 @@ def check_gradients(model: nn.Module, order: Sequence[str]) -> list[Finding]:
 
 
 def _check_overflow(model: nn.Module, sizes: dict[str, float]) -> list[Finding]:
-    """A gradient that is not finite, of a loss that is. It comes from the last layer that has one, as it goes
-    backwards; of weights that are finite it has grown too large on its way."""
+    """A gradient that is not finite, of a loss that is. Of weights that are finite it has grown too large on its way:
+    backwards, so in the last layer that has one; the output layer's is that of what the layers below give."""
     found = [finding("nan", "error", "the gradient of a finite loss is not finite")]
-    layer = next((name for name, size in reversed(sizes.items()) if not math.isfinite(size)), None)
-    if layer is not None and all(bool(p.isfinite().all()) for p in model.parameters()):
+    wrong = [name for name, size in sizes.items() if not math.isfinite(size)]
+    below = [name for name in wrong if name != list(sizes)[-1]]
+    if wrong and all(bool(p.isfinite().all()) for p in model.parameters()):
         words = "its gradient is too large for a number, of finite weights and a finite loss"
-        found.append(finding("exploding_gradients", "error", words, short(layer)))
+        found.append(finding("exploding_gradients", "error", words, short((below or wrong)[-1])))
     return found

@@ -55,26 +55,24 @@ def check_shapes(
     batch_first: bool,
 ) -> None:  # fmt: skip
     """Refuse what is not one batch of a CTC loss; B is taken from the lengths."""
-    layout = "(B, T', V)" if batch_first else "(T', B, V)"
+    layout, other = ("(B, T', V)", "(T', B, V)") if batch_first else ("(T', B, V)", "(B, T', V)")
     shape, batch = tuple(log_probs.shape), len(lengths)
     kinds = {"lengths": lengths, "target lengths": target_lengths}
     kinds |= {} if inputs is None else {"input lengths": inputs}
     for name, one in kinds.items():
         if torch.as_tensor(one).dim() != 1:
             raise refuse(f"{name} {tuple(torch.as_tensor(one).shape)}", "one number for each utterance (B,)")
-    counts = {name: len(one) for name, one in kinds.items()} | (
-        {"rows of targets": targets.shape[0]} if targets.dim() == 2 else {}
-    )
+    counts = {name: len(one) for name, one in kinds.items()}
+    counts |= {"rows of targets": targets.shape[0]} if targets.dim() == 2 else {}
     wrong = len(shape) != 3 or targets.dim() not in (1, 2) or any(count != batch for count in counts.values())
     first = 0 if batch_first else 1
     if wrong or shape[first] != batch:
-        given = f"log_probs {shape}, targets {tuple(targets.shape)}, " + ", ".join(
-            f"{n} {k}" for k, n in counts.items()
-        )
+        given = f"log_probs {shape}, targets {tuple(targets.shape)}"
+        given = ", ".join([given, *(f"{n} {name}" for name, n in counts.items())])
         turned = not wrong and shape[1 - first] == batch
-        hint = f"log_probs {shape} looks like {'(T_, B, V)' if batch_first else '(B, T_, V)'}".replace("_", "'")
+        looks = f" (log_probs look like {other})" if turned else ""
         raise refuse(
-            f"not one batch: {given}" + (f"; {hint}" if turned else ""),
+            f"not one batch: {given}{looks}",
             f"log_probs {layout}, targets (B, L) or (sum of target lengths,), all lengths (B,)",
             f"pass batch_first={not batch_first}" if turned else None,
         )
@@ -102,7 +100,7 @@ def check_inputs(features: Any, lengths: Tensor, module: nn.Module | None) -> No
         turned = len(shape) == 3 and float(lengths.max()) <= shape[2]
         fix = "features look like (B, F, T): give features.transpose(1, 2), and a function that turns them back"
         raise refuse(
-            f"lengths {[round(float(n), 3) for n in lengths[:4]]} for features {shape}", f"1 to T = {shape[1]}",
+            f"lengths {', '.join(f'{float(n):.3g}' for n in lengths[:4])} for features {shape}", f"1 to T = {shape[1]}",
             relative or (fix if turned else None),
         )  # fmt: skip
     if module is not None:
