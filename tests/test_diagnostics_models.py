@@ -209,6 +209,22 @@ def test_padding_that_cannot_be_changed_at_all_is_said() -> None:
     assert found.measured.startswith("padding: with more frames than 60 the model raises RuntimeError")
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_softmax_before_the_log_softmax_of_an_untrained_model(kind: torch.dtype) -> None:
+    """What it leaves is no more than small scores have; whether there is one is seen."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        scores = m.out(packed(m.a, x, n))
+        return (m.last(scores) if m.twice else scores * 0.1).log_softmax(-1)
+
+    x, *rest = speech()
+    for twice in (True, False):
+        model = two_layers(way, last=nn.Softmax(-1))
+        model.twice = twice
+        found = check_model(model.to(kind), x.to(kind), *rest)
+        assert codes(found) == ({"log_softmax_twice"} if twice else set())
+
+
 # --- state
 
 

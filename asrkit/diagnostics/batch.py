@@ -22,10 +22,10 @@ NORMALIZED_HALF = 5e-2
 # Convolutions without padding lose a few frames at the edges, and clips are padded to a multiple of 8 here and there;
 # a stride that is forgotten, or taken twice, is a factor of 2.
 FACTOR, EDGE_FRAMES = 1.25, 4
-# Spread in nats, times the labels, below which the output is that of a head that is all zeros. A softmax taken twice
+# Spread in nats, times the labels. Below FLAT the output is that of a head that is all zeros; a softmax taken twice
 # leaves 0.3 and more of an untrained recurrent model (0.01 nats of 29 labels; healthy models have 0.28 nats and more).
-# Logits below 0.05 nats may also come from a head that was made small on purpose, so it is only a warning there.
-FLAT, SURE = 0.1, 0.05
+# Below SURE small scores look the same: those of a head that was made small, or of few labels, so it is only a warning.
+FLAT, SURE = 0.1, 4.0
 
 
 def check_ctc_batch(
@@ -115,9 +115,15 @@ def _check_flat(x: Tensor, kind: torch.dtype) -> list[Finding]:
         f"the most and the least probable label are never more than {spread:.2g} nats apart (1 at most, by softmax), "
         f"and the outputs are exactly a softmax's, up to a constant"
     )
-    if spread > SURE:
+    if spread > SURE / labels:
         return [finding("log_softmax_twice", "error", words)]
-    return [finding("log_softmax_twice", "warning", f"{words}; or the last layer's weights are next to nothing")]
+    return [
+        finding(
+            "log_softmax_twice",
+            "warning",
+            f"{words}; or the scores are as small, which a softmax before them is not needed for",
+        )
+    ]
 
 
 def check_lengths(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from asrkit.recurrent.layer import RecurrentLayer
 
 RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 CHANNELS_FIRST = (nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm, nn.Conv1d)  # of which outputs are (B, C, T)
+SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 WHOLE = (RecurrentLayer, nn.RNNBase, nn.MultiheadAttention)  # looked at as one, whatever is in them
 
@@ -56,11 +57,13 @@ class Seen:
     """More than outputs, by name of layer: what it was given, and whether its outputs are (B, C, T).
 
     relus: outputs of activations that are no modules, and the same of them, by the layer that was called before.
+    softmaxes: shapes of what a softmax has given, by a module or not.
     """
 
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     channels_first: dict[str, bool] = field(default_factory=dict)
     relus: dict[str, tuple[Tensor, bool]] = field(default_factory=dict)
+    softmaxes: set[tuple[int, ...]] = field(default_factory=set)
     last: tuple[str, tuple[int, ...]] = ("", ())
 
     def after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -103,9 +106,14 @@ def outputs_of(modules: dict[str, nn.Module], seen: Seen | None = None) -> Itera
             handle.remove()
 
 
-class Activations(TorchFunctionMode):
-    """Tells `seen` of every F.relu and Tensor.relu while it is on; those inside torch's own kernels it cannot see."""
+def functions_of(model: nn.Module | None, seen: Seen) -> AbstractContextManager[Any]:
+    """Tell `seen` of relu and softmax while the model is called, by modules and functions; those inside torch's own
+    kernels, and those of a compiled model, cannot be seen."""
+    compiled = model is not None and any(hasattr(m, "_orig_mod") for m in model.modules())
+    return nullcontext() if compiled else _Functions(seen)
 
+
+class _Functions(TorchFunctionMode):
     def __init__(self, seen: Seen) -> None:
         super().__init__()
         self.seen = seen
@@ -114,6 +122,8 @@ class Activations(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func in RELUS and isinstance(output, Tensor) and output.dim() >= 2 and not output.is_nested:
             self.seen.relu(output)
+        if func in SOFTMAXES and isinstance(output, Tensor) and not output.is_nested:
+            self.seen.softmaxes.add(tuple(output.shape))
         return output
 
 

@@ -6,8 +6,6 @@ for finding in check_model(model, features, lengths, targets, target_lengths):
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from asrkit.diagnostics.batch import check_ctc_batch, needed_frames
 from asrkit.diagnostics.behaviour import Case, check_chance, check_mates, check_memory, check_padding
 from asrkit.diagnostics.findings import Finding, finding, sort
-from asrkit.diagnostics.hooks import Activations, Seen, order_of, outputs_of, scaled, watched
+from asrkit.diagnostics.hooks import Seen, functions_of, order_of, outputs_of, scaled, watched
 from asrkit.diagnostics.norms import check_norms
 from asrkit.diagnostics.probes import (
     Forward,
@@ -94,7 +92,9 @@ def check_model(
 def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) -> tuple[Case, list[Finding]]:
     """The first call, and what is wrong with what it gives to the loss. Lengths that the model does not give are taken
     in proportion, and are not judged."""
-    outputs, given = probe()
+    seen = Seen()
+    with functions_of(probe.model, seen):
+        outputs, given = probe()
     lengths = _proportional(probe, outputs) if given is None else given
     found = check_ctc_batch(
         outputs, lengths, targets, target_lengths, blank=blank,
@@ -103,7 +103,17 @@ def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) ->
     )  # fmt: skip
     if given is None:
         found = [one for one in found if not one.code.startswith("lengths_")]
+    if not _has_softmax(seen, outputs):  # then small scores they are
+        found = [one for one in found if (one.code, one.severity) != ("log_softmax_twice", "warning")]
     return Case(probe, targets, target_lengths, blank, outputs, lengths), found
+
+
+def _has_softmax(seen: Seen, outputs: Tensor) -> bool:
+    """Over the labels, of a padded or a packed batch."""
+    return any(
+        shape[-1] == outputs.shape[2] and (len(shape) == 2 or sorted(shape) == sorted(outputs.shape))
+        for shape in seen.softmaxes
+    )
 
 
 def check_features(features: Tensor, lengths: Tensor) -> list[Finding]:
@@ -141,10 +151,9 @@ def _proportional(probe: Probe, outputs: Tensor) -> Tensor:
 def _check_layers(probe: Probe, model: nn.Module, trained: bool) -> list[Finding]:
     """An untrained norm over the batch has no statistics to evaluate with, so it takes those of the batch."""
     seen, other = Seen(), Seen()
-    compiled = any(hasattr(m, "_orig_mod") for m in model.modules())  # its functions are not called one by one
     with untouched(model):
         evaluation(model, norms_training=not trained)
-        with outputs_of(watched(model), seen) as before, nullcontext() if compiled else Activations(seen):
+        with outputs_of(watched(model), seen) as before, functions_of(model, seen):
             probe()
         with outputs_of(watched(model), other) as after:
             probe(probe.other())
