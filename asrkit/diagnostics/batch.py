@@ -26,6 +26,7 @@ FACTOR, EDGE_FRAMES = 1.25, 4
 # leaves 0.3 and more of an untrained recurrent model (0.01 nats of 29 labels; healthy models have 0.28 nats and more).
 # Below SURE small scores look the same: those of a head that was made small, or of few labels, so it is only a warning.
 FLAT, SURE = 0.1, 4.0
+SMALL = "; or scores that are as small without one"
 
 
 def check_ctc_batch(
@@ -117,13 +118,7 @@ def _check_flat(x: Tensor, kind: torch.dtype) -> list[Finding]:
     )
     if spread > SURE / labels:
         return [finding("log_softmax_twice", "error", words)]
-    return [
-        finding(
-            "log_softmax_twice",
-            "warning",
-            f"{words}; or the scores are as small, which a softmax before them is not needed for",
-        )
-    ]
+    return [finding("log_softmax_twice", "warning", f"{words}{SMALL}")]
 
 
 def check_lengths(

@@ -57,13 +57,14 @@ class Seen:
     """More than outputs, by name of layer: what it was given, and whether its outputs are (B, C, T).
 
     relus: outputs of activations that are no modules, and the same of them, by the layer that was called before.
-    softmaxes: shapes of what a softmax has given, by a module or not.
+    softmaxes: shapes of what a softmax has given, by a module or not. functions: whether these two could be seen.
     """
 
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     channels_first: dict[str, bool] = field(default_factory=dict)
     relus: dict[str, tuple[Tensor, bool]] = field(default_factory=dict)
     softmaxes: set[tuple[int, ...]] = field(default_factory=set)
+    functions: bool = False
     last: tuple[str, tuple[int, ...]] = ("", ())
 
     def after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -109,8 +110,8 @@ def outputs_of(modules: dict[str, nn.Module], seen: Seen | None = None) -> Itera
 def functions_of(model: nn.Module | None, seen: Seen) -> AbstractContextManager[Any]:
     """Tell `seen` of relu and softmax while the model is called, by modules and functions; those inside torch's own
     kernels, and those of a compiled model, cannot be seen."""
-    compiled = model is not None and any(hasattr(m, "_orig_mod") for m in model.modules())
-    return nullcontext() if compiled else _Functions(seen)
+    seen.functions = model is None or not any(hasattr(m, "_orig_mod") for m in model.modules())
+    return _Functions(seen) if seen.functions else nullcontext()
 
 
 class _Functions(TorchFunctionMode):

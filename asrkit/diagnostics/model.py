@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asrkit.diagnostics.batch import check_ctc_batch, needed_frames
+from asrkit.diagnostics.batch import SMALL, check_ctc_batch, needed_frames
 from asrkit.diagnostics.behaviour import Case, check_chance, check_mates, check_memory, check_padding
 from asrkit.diagnostics.findings import Finding, finding, sort
 from asrkit.diagnostics.hooks import Seen, functions_of, order_of, outputs_of, scaled, watched
@@ -103,9 +103,15 @@ def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) ->
     )  # fmt: skip
     if given is None:
         found = [one for one in found if not one.code.startswith("lengths_")]
-    if not _has_softmax(seen, outputs):  # then small scores they are
-        found = [one for one in found if (one.code, one.severity) != ("log_softmax_twice", "warning")]
+    found = _small_scores(found, _has_softmax(seen, outputs)) if seen.functions else found
     return Case(probe, targets, target_lengths, blank, outputs, lengths), found
+
+
+def _small_scores(found: list[Finding], softmax: bool) -> list[Finding]:
+    """What numbers alone leave open: whether scores are small by themselves or a softmax made them so."""
+    open_ = [one for one in found if one.measured.endswith(SMALL)]
+    words = [f"{one.measured.removesuffix(SMALL)}; a softmax over the labels was called" for one in open_ if softmax]
+    return [one for one in found if one not in open_] + [finding("log_softmax_twice", "error", one) for one in words]
 
 
 def _has_softmax(seen: Seen, outputs: Tensor) -> bool:
