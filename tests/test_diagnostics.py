@@ -143,13 +143,13 @@ def test_healthy_batches_raise_nothing() -> None:
     assert check_ctc_batch(flat, torch.tensor([9, 7]), torch.ones(2, 1, dtype=torch.long), torch.tensor([1, 1])) == []
 
 
-@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("labels", [29, 400])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_softmax_taken_twice_is_seen_in_every_precision_and_scale(
     scale: float, labels: int, kind: torch.dtype
 ) -> None:
-    """0.25: an untrained recurrent model's scores. What is left of them is less than bfloat16's steps of 400 labels."""
+    """0.1: an untrained recurrent model's scores. What is left of them is less than bfloat16's steps of 400 labels."""
     torch.manual_seed(0)
     scores = (scale * torch.randn(4, 30, labels)).to(kind)
     targets = torch.tensor([[1, 2, 3]] * 4)

@@ -86,7 +86,7 @@ class OwnNorm(nn.Module):
     def __init__(self, always: bool) -> None:
         super().__init__()
         self.always, self.lengths = always, torch.zeros(0)
-        self.register_buffer("mean", torch.zeros(16))
+        self.register_buffer("mean", torch.zeros(SIZE))
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x[real(x, self.lengths)]
@@ -98,10 +98,10 @@ def test_own_statistics_of_the_batch_in_evaluation(always: bool) -> None:
     """Masked ones, which do not change when utterances are only turned."""
 
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
-        m.between.lengths = n
-        return plain(m, x, n)
+        m.own.lengths = n
+        return plain(m, m.own(x), n)
 
-    found = codes(check_model(two_layers(way, OwnNorm(always)), *speech()))
+    found = codes(check_model(two_layers(way, own=OwnNorm(always)), *speech()))
     assert found == ({"train_eval_mismatch"} if always else set())
 
 
