@@ -96,7 +96,19 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "over time": ({"log_probs": torch.randn(4, 30, 7).log_softmax(1)}, "log_softmax_missing"),
     "twice": ({"log_probs": softmax_twice()}, "log_softmax_twice"),
     "nan": ({"log_probs": torch.full((4, 30, 7), float("nan"))}, "nan"),
+    "no labels": ({"target_lengths": torch.zeros(4, dtype=torch.long)}, "empty_targets"),
+    "all lengths 0": (
+        {"lengths": torch.zeros(4), "targets": torch.ones(4, 1), "target_lengths": torch.tensor([1, 1, 1, 1])},
+        "lengths_off_by_factor",
+    ),
+    "a length that is no number": ({"lengths": torch.tensor([30, 25, float("nan"), 12])}, "lengths_off_by_factor"),
+    "stride taken twice, inputs of one length": (
+        {"lengths": torch.full((4,), 15), "input_lengths": torch.full((4,), 30)},
+        "lengths_off_by_factor",
+    ),
+    "half a label": ({"targets": torch.tensor([[1.5, 2, 3], [4, 4, 0], [5, 0, 0], [6, 1, 2]])}, "targets_out_of_range"),
 }
+CONSEQUENCES_OF_LENGTHS = {"all lengths 0": {"impossible_targets"}}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -104,13 +116,14 @@ def test_each_fault_of_a_batch_is_named_and_nothing_else(name: str) -> None:
     change, code = FAULTS[name]
     batch = healthy_batch() | {k: torch.as_tensor(v) for k, v in change.items()}
     found = check_ctc_batch(**batch)
-    assert codes(found) == {code}
+    expected = {code} | CONSEQUENCES_OF_LENGTHS.get(name, set())
+    assert codes(found) == expected
     assert all(one.measured and one.why and one.fix for one in found)
     # As torch's own loss takes them: time first, targets one after the other.
     if name != "target length":
         flat = torch.cat([row[:n] for row, n in zip(batch["targets"], batch["target_lengths"], strict=True)])
         other = batch | {"log_probs": batch["log_probs"].transpose(0, 1), "targets": flat}
-        assert codes(check_ctc_batch(**other, batch_first=False)) == {code}
+        assert codes(check_ctc_batch(**other, batch_first=False)) == expected
 
 
 def test_healthy_batches_raise_nothing() -> None:
@@ -128,6 +141,71 @@ def test_healthy_batches_raise_nothing() -> None:
     # An untrained head that is flat is no softmax of a softmax.
     flat = torch.zeros(2, 9, 30).log_softmax(-1)
     assert check_ctc_batch(flat, torch.tensor([9, 7]), torch.ones(2, 1, dtype=torch.long), torch.tensor([1, 1])) == []
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("labels", [29, 400])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_softmax_taken_twice_is_seen_in_every_precision_and_scale(
+    scale: float, labels: int, kind: torch.dtype
+) -> None:
+    """0.1: an untrained recurrent model's scores. What is left of them is less than bfloat16's steps of 400 labels."""
+    torch.manual_seed(0)
+    scores = (scale * torch.randn(4, 30, labels)).to(kind)
+    targets = torch.tensor([[1, 2, 3]] * 4)
+    once, twice = scores.log_softmax(-1), scores.softmax(-1).log_softmax(-1)
+    arguments = (torch.tensor([30, 25, 20, 12]), targets, torch.full((4,), 3))
+    assert check_ctc_batch(once, *arguments) == []
+    if not bool((twice == twice[0, 0, 0]).all()):
+        assert codes(check_ctc_batch(twice, *arguments)) == {"log_softmax_twice"}
+    assert check_ctc_batch(torch.zeros(4, 30, labels, dtype=kind).log_softmax(-1), *arguments) == []
+
+
+def test_what_lies_beyond_the_lengths_is_nobodys_business() -> None:
+    """A head on packed frames leaves zeros there, other code NaN; CTC reads neither."""
+    batch = healthy_batch()
+    for value in (0.0, float("nan")):
+        for row, n in zip(batch["log_probs"], batch["lengths"].tolist(), strict=True):
+            row[n:] = value
+        assert check_ctc_batch(**batch) == []
+    batch["log_probs"][1, 24, 3] = float("nan")
+    (found,) = check_ctc_batch(**batch)
+    assert found.code == "nan"
+    assert "utterances [1]" in found.measured
+
+
+def test_inputs_that_were_padded_beyond_the_longest() -> None:
+    """60 frames of 200: with T known the lengths are right, a stride forgotten or taken twice is not."""
+    batch = healthy_batch() | {"log_probs": torch.randn(4, 100, 7).log_softmax(-1)}
+    assert check_ctc_batch(**batch, input_frames=200) == []
+    assert codes(check_ctc_batch(**batch)) == {"lengths_off_by_factor"}
+    for factor in (0.5, 2):
+        lengths = (batch["lengths"] * factor).long()
+        (found,) = check_ctc_batch(**{**batch, "lengths": lengths}, input_frames=200)
+        assert found.code == "lengths_off_by_factor"
+        assert "30 are of real input" in found.measured
+
+
+def test_target_lengths_that_cannot_be() -> None:
+    batch = healthy_batch()
+    flat = torch.tensor([1, 2, 3, 4, 4, 5, 6, 1, 2, 2, 2])
+    for change, words in (
+        ({"target_lengths": torch.tensor([3, -1, 1, 3])}, "the target length of utterance 1 is -1"),
+        ({"targets": flat}, "11 targets one after the other, and target lengths that add up to 9"),
+    ):
+        (found,) = check_ctc_batch(**{**batch, **change})
+        assert (found.code, found.measured) == ("targets_out_of_range", words)
+    assert check_ctc_batch(**{**batch, "targets": [[1, 2, 3], [4, 4], [5], [6, 1, 2]]}) == []
+
+
+def test_outputs_time_first_are_refused_with_the_way_out() -> None:
+    batch = healthy_batch()
+    with pytest.raises(DataError, match=r"look like \(T', B, V\).*fix: pass batch_first=False"):
+        check_ctc_batch(**{**batch, "log_probs": batch["log_probs"].transpose(0, 1)})
+    with pytest.raises(DataError, match="fix: pass batch_first=True"):
+        check_ctc_batch(**batch, batch_first=False)
+    with pytest.raises(DataError, match=r"lengths \(4, 3\).*one number for each utterance"):  # torch's own order
+        check_ctc_batch(batch["log_probs"], batch["targets"], batch["lengths"], batch["target_lengths"])
 
 
 def test_a_last_softmax_is_one_or_two() -> None:
@@ -467,7 +545,7 @@ def test_findings_are_sorted_and_gathered() -> None:
 
 
 def test_every_code_is_met_by_a_test() -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_diagnostics*.py"))
     assert [code for code in CATALOG if f'"{code}"' not in text] == []
 
 

@@ -52,6 +52,10 @@ CATALOG: dict[str, tuple[str, str]] = {
         "torch's CTC reads and writes outside its memory for such labels and may return a plausible loss",
         "build the labels with the model's own alphabet; labels are 0 to V - 1 and never the blank",
     ),
+    "empty_targets": (
+        "without labels a batch teaches blanks alone, and a loss per label divides by 0",
+        "look at what comes out of the tokenizer, and leave utterances without text out",
+    ),
     "zero_infinity": (
         "utterances that cannot be aligned count as loss 0 with gradient 0: the loss falls with their share, and "
         "nobody sees that they teach nothing",
@@ -99,13 +103,17 @@ CATALOG: dict[str, tuple[str, str]] = {
     "padding_in_statistics": (
         "the same utterance gets another output in a batch with longer mates, and running averages are those of the "
         "padding",
-        "compute mean and variance over real frames only (asrkit's norms take a mask)",
+        "compute mean and variance over real frames only (asrkit's norms take a mask), or over each frame's features",
     ),
     "padding_first": (
         "the output at real frames depends on how much padding the batch has: a backward recurrence that starts in the "
-        "padding, or a convolution that reads it",
-        "reverse only the real part of each utterance (or pack the sequence), and set padding to 0 before each "
-        "convolution",
+        "padding, a convolution that reads it, or attention that looks at it",
+        "reverse only the real part of each utterance (or pack the sequence), set padding to 0 before each "
+        "convolution, and give attention a mask (src_key_padding_mask)",
+    ),
+    "random_in_evaluation": (
+        "the same audio gets another output each time that it is evaluated, and none of them is the model's",
+        "use nn.Dropout and model.eval(), or give F.dropout training=self.training",
     ),
     "train_eval_mismatch": (
         "what is evaluated is not what was trained: the statistics of the norm differ between the two modes",
@@ -146,6 +154,10 @@ CATALOG: dict[str, tuple[str, str]] = {
         "same length gives nearly the same output, so its errors say nothing about the audio",
         "train longer, or help input and gradients through a deep stack: a norm with batch statistics, residual "
         "connections, no ReLU between recurrent layers",
+    ),
+    "not_checked": (
+        "what was not looked at may be wrong, whatever else is not",
+        "give check_model a model or a batch that allows it, or look at this one by hand",
     ),
     "on_blank_plateau": (
         "a CTC model begins with blanks only; a healthy one leaves this plateau, usually within a few hundred updates",

@@ -18,9 +18,10 @@ from asrkit.defects import FaultyLoss, defects_of, forget
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
 from asrkit.diagnostics.findings import Finding, gather
 from asrkit.diagnostics.floor import Floor, input_blind_floor
+from asrkit.diagnostics.hooks import outputs_of, watched
 from asrkit.diagnostics.model import check_features, judge_layers, measure_layers
 from asrkit.diagnostics.norms import mismatches, running_norms
-from asrkit.diagnostics.probes import Probe, evaluation, outputs_of, untouched, watched
+from asrkit.diagnostics.probes import Probe, evaluation, untouched
 from asrkit.diagnostics.progress import RECENT, judge_epochs
 from asrkit.diagnostics.scales import check_scales
 from asrkit.hearing import phase

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.diagnostics.findings import Finding, finding
-from asrkit.diagnostics.probes import Probe, evaluation, is_norm, outputs_of, short, untouched
+from asrkit.diagnostics.hooks import outputs_of
+from asrkit.diagnostics.probes import Probe, evaluation, is_norm, short, untouched
 
 # Mean output of a norm, per feature, in its own standard deviations: a batch of speakers differs from the average by
 # 0.1 to 0.2, padding in the statistics moves it by 0.4 (N01), statistics never learned by 1.

@@ -1,4 +1,4 @@
-"""What the checks of a model are made of: calling it without a trace, watching its layers, changing its input.
+"""What the checks of a model are made of: calling it without a trace, and changing its input.
 
 Letters: B utterances, T frames, F features, T' output frames, V labels.
 """
@@ -12,25 +12,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asrkit.layers import Chain, Layer, Residual
+from asrkit.diagnostics.hooks import RANDOM
+from asrkit.diagnostics.shapes import read_output
 from asrkit.masking import frame_mask
-from asrkit.recurrent.layer import RecurrentLayer
 
-RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Forward = Callable[[Tensor, Tensor], Any]
+# Batch mates are also made louder: statistics over time alone do not change when an utterance is only turned.
+LOUDER = 1.5
+
+
+class _Buffers:
+    """The buffers of a model as they are now, by module and name: a forward pass may write into them or rebind them."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._saved = [
+            (module, name, buffer, None if buffer is None else buffer.clone())
+            for module in ([] if model is None else model.modules())
+            for name, buffer in module._buffers.items()
+        ]
+
+    def restore(self, norms_only: bool = False) -> None:
+        with torch.no_grad():
+            for module, name, buffer, value in self._saved:
+                if norms_only and not is_norm(module):
+                    continue
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
 
 
 class Probe:
-    """A model and one batch: features (B, T, F), lengths (B,). Every call sees the same random numbers and running
-    statistics."""
+    """A model and one batch: features (B, T, F) or waveforms (B, S), lengths (B,). Every call sees the same random
+    numbers and buffers."""
 
     def __init__(
         self, forward: Forward, model: nn.Module | None, features: Tensor, lengths: Tensor, batch_first: bool = True
     ) -> None:
         self.forward, self.model, self.features, self.lengths = forward, model, features, lengths
         self.batch_first = batch_first
-        self._buffers = [(b, b.clone()) for b in model.buffers()] if model is not None else []
+        self._buffers = _Buffers(model)
         self.settle = 0  # calls on the batch itself before each call that counts, for a model that remembers
+        self.seed = 0
+        self.remembers = False  # whether buffers go on from call to call, those of norms excepted
 
     def __call__(self, features: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Outputs (B, T', V), and output lengths (B,) where the model gives some."""
@@ -39,18 +62,15 @@ class Probe:
         return self._call(self.features if features is None else features)
 
     def _call(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.no_grad():
-            for buffer, value in self._buffers:
-                buffer.copy_(value)
+        self._buffers.restore(norms_only=self.remembers)
         with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
-            torch.manual_seed(0)
+            torch.manual_seed(self.seed)
             got = self.forward(features, self.lengths)
-        if isinstance(got, Tensor):
-            return (got if self.batch_first else got.transpose(0, 1)), None
-        outputs, lengths = got[0], got[1]
-        if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.shape != self.lengths.shape:
-            lengths = None
-        return (outputs if self.batch_first else outputs.transpose(0, 1)), lengths
+        return read_output(got, len(self.lengths), self.batch_first)
+
+    def forget(self) -> None:
+        """Buffers as they were in the beginning."""
+        self._buffers.restore()
 
     def other(self) -> Tensor:
         """The same batch with another content: each utterance begins in its middle and goes on at its start.
@@ -58,19 +78,38 @@ class Probe:
         Lengths, values and smoothness stay; only what is said when differs.
         """
         x = self.features.clone()
-        for i, n in enumerate(self.lengths.tolist()):
+        for i, n in enumerate(self.lengths.long().tolist()):
             x[i, :n] = self.features[i, :n].roll(n // 2, 0)
         return x
 
     def mates(self) -> Tensor:
-        """The same batch with other content in all utterances but the middle one."""
+        """The same batch with other and louder content in all utterances but the middle one."""
         x = self.other()
+        for i, n in enumerate(self.lengths.long().tolist()):
+            x[i, :n] *= LOUDER
         x[len(x) // 2] = self.features[len(x) // 2]
         return x
 
     def padded(self) -> Tensor:
-        """The same batch with half as much again in padding, in whole multiples of 16 for strides."""
-        return nn.functional.pad(self.features, (0, 0, 0, 16 * (1 + self.features.shape[1] // 32)))
+        """The same batch with half as much again in padding, in whole multiples of 16 for strides.
+
+        Raises IndexError on a GPU for a model with a table that may be one of positions: there a place beyond its end
+        is no exception but the end of all use of the device.
+        """
+        modules = () if self.model is None else self.model.modules()
+        if self.features.is_cuda and any(isinstance(m, nn.Embedding) for m in modules):
+            raise IndexError("not tried on a GPU, as the model may have a table of positions")
+        more = 16 * (1 + self.features.shape[1] // 32)
+        return nn.functional.pad(self.features, (0, 0, 0, more) if self.features.dim() == 3 else (0, more))
+
+    def cut(self, frames: int, backwards: bool = False) -> Probe:
+        """All utterances cut to so many frames at most; with `backwards`, the last one first."""
+        features, lengths = self.features[:, :frames], self.lengths.clamp(max=frames)
+        if backwards:
+            features, lengths = features.flip(0), lengths.flip(0)
+        other = Probe(self.forward, self.model, features, lengths, self.batch_first)
+        other.settle, other._buffers = self.settle, self._buffers
+        return other
 
     def real(self, frames: int, share: float = 1.0) -> Tensor:
         """(B, frames) bool: which of a layer's frames are real, by proportion; `share` of each, from its start."""
@@ -83,7 +122,7 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
     """Buffers, training modes and gradients of the model are the same afterwards."""
     modules = list(model.modules()) if model is not None else []
     modes = [module.training for module in modules]
-    buffers = [(b, b.clone()) for b in model.buffers()] if model is not None else []
+    buffers = _Buffers(model)
     grads = [(p, p.grad) for p in model.parameters()] if model is not None else []
     cudnn, tf32 = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
     cudnn.allow_tf32 = False  # three digits are not enough to compare
@@ -93,9 +132,7 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
         cudnn.allow_tf32 = tf32
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        buffers.restore()
         for parameter, grad in grads:
             parameter.grad = grad
 
@@ -123,46 +160,6 @@ def without_dropout(model: nn.Module) -> None:
             module.eval()
 
 
-def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers whose outputs are looked at, by path: modules without children, asrkit's layers, recurrent stacks.
-
-    Dropout and masks of augmentation are left out: they pass on what they get.
-    """
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{above}.") for above in found):
-            continue
-        whole = isinstance(module, RecurrentLayer | nn.RNNBase)
-        if isinstance(module, Layer) and not isinstance(module, Chain | Residual):
-            inner = any(isinstance(m, RecurrentLayer) for m in module.modules())
-            whole = not inner and not any(isinstance(m, RANDOM) for m in module.modules())
-        leaf = not any(True for _ in module.children())
-        if whole or (leaf and not isinstance(module, (*RANDOM, nn.Identity)) and name):
-            found[name] = module
-    return {name: module for name, module in found.items() if "augment" not in type(module).__name__.lower()}
-
-
-@contextmanager
-def outputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The last output of each module, by name, filled while the model is called."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(first, Tensor) and first.is_floating_point() and first.dim() >= 2:
-                kept[name] = first.detach()
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def is_relu(module: nn.Module) -> bool:
     """Activations that are 0 with a gradient of 0 on one side; asrkit's come wrapped as layers."""
     inner = getattr(module, "module", module)
@@ -180,10 +177,14 @@ def dependence(before: Tensor, after: Tensor) -> float:
     return float((before - after).double().square().mean().sqrt() / scale.clamp(min=1e-30))
 
 
-def dead_share(output: Tensor) -> float:
-    """Share of units that are 0 everywhere: the last axis, or the channels (B, C, ., .) of a convolution."""
+def dead_share(output: Tensor, real: Tensor | None = None) -> float:
+    """Share of units that are 0 everywhere: the last axis, or the channels (B, C, ., .) of a convolution.
+
+    real (B, T): the frames to look at of an output (B, T, C).
+    """
     units = output.transpose(1, -1) if output.dim() == 4 else output
-    return float((units.flatten(0, -2) <= 0).all(0).double().mean())
+    units = units.flatten(0, -2) if real is None else units[real]
+    return float((units <= 0).all(0).double().mean()) if len(units) else 0.0
 
 
 def short(path: str) -> str:

@@ -1,0 +1,206 @@
+"""What moves the outputs of a model in evaluation mode, and should not: chance, what came before, mates, padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from asrkit.diagnostics.findings import Finding, finding
+from asrkit.diagnostics.hooks import Seen, outputs_of, watched
+from asrkit.diagnostics.probes import Probe, evaluation, is_norm, short, untouched
+
+# Outputs that should be equal differ by rounding, 1e-6 in float32 (TF32 is off here). What is wrong moves them by 0.05
+# of their own spread and more (reliability N01: 0.33, N08: 0.05). bfloat16 has three digits fewer: attention over more
+# padding adds up in another order, and moved three untrained layers of it by 0.044.
+MOVED, MOVED_BFLOAT = 0.02, 0.1
+OTHER_SEED = 1
+
+Outputs = dict[str, Tensor]  # of layers, (B, T, C), by path; the model's own by ""
+
+
+@dataclass
+class Case:
+    """One model and batch under examination."""
+
+    probe: Probe
+    targets: Tensor
+    target_lengths: Tensor
+    blank: int
+    outputs: Tensor  # in evaluation mode
+    lengths: Tensor  # of them
+    before: Outputs = field(default_factory=dict)  # what the layers give for the batch as it is
+    noise: dict[str, float] = field(default_factory=dict)  # how far they move by themselves
+    random: bool = False  # whether another seed moves them
+
+
+def look(probe: Probe, features: Tensor | None = None) -> Outputs:
+    """One call that counts: what the layers and the model give."""
+    if probe.model is None:
+        return {"": probe(features)[0]}
+    seen = Seen()
+    with outputs_of(watched(probe.model), seen) as kept:
+        outputs, _ = probe(features)
+    layers = {name: y for name, y in kept.items() if y.dim() == 3 and y.shape[0] == len(probe.features)}
+    layers = {name: y.transpose(1, 2) if seen.channels_first[name] else y for name, y in layers.items()}
+    return layers | {"": outputs}
+
+
+def moves(probe: Probe, before: Outputs, after: Outputs, rows: list[int] | None = None) -> dict[str, float]:
+    """How far real frames are from what they were, by layer: the worst frame's RMS over its features, in units of the
+    layer's spread over time in that utterance, or of 1 % of its size where it hardly has one."""
+    found = {}
+    for name in [name for name, y in before.items() if name in after and y.shape[2] == after[name].shape[2]]:
+        one, two, worst = before[name].double(), after[name].double(), 0.0
+        for i in range(len(one)) if rows is None else rows:
+            n = int(probe.lengths[i]) * one.shape[1] // probe.features.shape[1]
+            n = min(max(n - 1, 1), one.shape[1], two.shape[1])  # not the edge, which a stride may share with padding
+            apart = (one[i, :n] - two[i, :n]).square().mean(1).sqrt().max()
+            spread = (one[i, :n] - one[i, :n].mean(0)).square().mean().sqrt()
+            size = one[i, :n].square().mean().sqrt()
+            worst = max(worst, float(apart / (spread + 0.01 * size).clamp(min=1e-30)))
+        found[name] = worst
+    return found
+
+
+def first(case: Case, moved: dict[str, float]) -> str | None:
+    """The first layer that has moved, by more than it moves by itself and by rounding."""
+    half = any(y.dtype == torch.bfloat16 for y in case.before.values())
+    least = MOVED_BFLOAT if half else MOVED
+    return next((name for name, move in moved.items() if move > max(least, 3 * case.noise.get(name, 0.0))), None)
+
+
+def check_memory(case: Case) -> list[Finding]:
+    """The same batch twice, with the same random numbers, and once more after another batch.
+
+    Buffers go on from call to call, but for those of norms: a state may be kept in one.
+    """
+    probe = case.probe
+    probe.forget()
+    probe.remembers = True
+    try:
+        case.before = look(probe)
+        again = moves(probe, case.before, look(probe))
+        probe(probe.other())
+        later = moves(probe, case.before, look(probe))
+    finally:
+        probe.remembers = False
+    layer = first(case, {name: max(move, later[name]) for name, move in again.items()})
+    if layer is None:
+        return []
+    probe.settle = 3  # from now on every call that counts begins with the state that this very batch leaves
+    case.before = look(probe)
+    probe(probe.other())
+    case.noise = moves(probe, case.before, look(probe))
+    words = f"the same batch again moves its output by {max(again[layer], later[layer]):.2g} standard deviations"
+    return [finding("leaked_state", "error", f"{words}, in evaluation mode", short(layer) or None)]
+
+
+def check_chance(case: Case) -> list[Finding]:
+    """The same batch with another seed."""
+    probe = case.probe
+    probe.seed = OTHER_SEED
+    try:
+        moved = moves(probe, case.before, look(probe))
+    finally:
+        probe.seed = 0
+    layer = first(case, moved)
+    if layer is None:
+        return []
+    case.random = True
+    mode = "in evaluation mode" if probe.model is not None else "in the mode that it is in (give `model` to set it)"
+    words = f"another seed moves its output by {moved[layer]:.2g} standard deviations {mode}"
+    return [finding("random_in_evaluation", "error", words, short(layer) or None)]
+
+
+def check_mates(case: Case) -> list[Finding]:
+    """Other content in all utterances but one; if that moves its output, the batch in reverse order."""
+    probe, batch = case.probe, len(case.outputs)
+    if batch < 2:
+        return []
+    moved = moves(probe, case.before, look(probe, probe.mates()), [batch // 2])
+    layer = first(case, moved)
+    if layer is None:
+        return []
+    words = f"other content in its batch mates moves an utterance's output by {moved[layer]:.2g} standard deviations"
+    turned, why = (None, "the output is random") if case.random else _turned(probe)
+    if turned is None:
+        words += f"; whether their order does was not seen: {why}"
+    elif first(case, turned) is not None:
+        words += f", their order by {max(turned.values()):.2g}"
+        return [finding("recurrence_over_batch", "error", words, short(layer) or None)]
+    else:
+        words += ": statistics of the batch are used in evaluation mode"
+    return [finding("train_eval_mismatch", "error", words, short(layer) or None)]
+
+
+def _turned(probe: Probe) -> tuple[dict[str, float] | None, str]:
+    """How far the reverse order moves utterances of equal length, as a model that packs wants them sorted by it; or
+    None, and what the model raises."""
+    shortest = int(probe.lengths.min())
+    frames = shortest // 16 * 16 or shortest  # whole multiples of 16 for strides
+    try:
+        before, after = look(probe.cut(frames)), look(probe.cut(frames, backwards=True))
+    except Exception as error:  # whatever somebody's model raises for a batch that it was not made for
+        return None, _said(error)
+    return moves(probe.cut(frames), before, {name: y.flip(0) for name, y in after.items()}), ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
+
+
+def check_padding(case: Case) -> list[Finding]:
+    """More padding, the same lengths: in evaluation mode, then with norms as in training. A model that takes no more
+    frames gets less padding instead, by cutting its longest utterances."""
+    probe, model = case.probe, case.probe.model
+    if case.random:
+        return []  # an output of another size gets other random numbers
+    try:
+        moved = moves(probe, case.before, look(probe, probe.padded()))
+    except Exception as error:  # whatever somebody's model raises
+        return _check_less_padding(case, error)
+    words = "half as much padding again moves its output at real frames by {:.2g} standard deviations"
+    layer = first(case, moved)
+    if layer is not None:
+        return [_padded(case, layer, words.format(moved[layer]))]
+    if model is None or not any(is_norm(m) for m in model.modules()):
+        return []
+    with untouched(model):
+        evaluation(model, norms_training=True)
+        moved = moves(probe, look(probe), look(probe, probe.padded()))
+    layer = first(case, moved)
+    if layer is None:
+        return []
+    words = f"as in training, {words.format(moved[layer])}"
+    return [finding("padding_in_statistics", "error", words, short(layer) or None)]
+
+
+def _padded(case: Case, layer: str, words: str) -> Finding:
+    """In evaluation mode; a norm over time, or over the batch, counts the padding in."""
+    model = case.probe.model
+    norm = model is not None and layer != "" and is_norm(model.get_submodule(layer))
+    return finding("padding_in_statistics" if norm else "padding_first", "error", words, short(layer) or None)
+
+
+def _check_less_padding(case: Case, error: Exception) -> list[Finding]:
+    probe = case.probe
+    frames = probe.features.shape[1]
+    middle = int(probe.lengths.sort().values[(len(probe.lengths) - 1) // 2])
+    fewer = frames - 16 * max((frames - middle) // 16, 1)  # whole multiples of 16 for strides
+    rows = [i for i, n in enumerate(probe.lengths.tolist()) if n <= fewer]
+    why = f"with more frames than {frames} the model raises {_said(error)}"
+    try:
+        moved = moves(probe, case.before, look(probe.cut(fewer)), rows)
+    except Exception as second:  # as above
+        rows, why = [], f"{why}, with fewer {_said(second)}"
+    if not rows:
+        return [finding("not_checked", "note", f"padding: {why}")]
+    layer = first(case, moved)
+    if layer is not None:
+        words = f"less padding moves its output at real frames by {moved[layer]:.2g} standard deviations"
+        return [_padded(case, layer, words)]
+    if probe.model is not None and any(is_norm(m) and any(True for _ in m.buffers()) for m in probe.model.modules()):
+        return [finding("not_checked", "note", f"padding in statistics during training: {why}")]
+    return []
