@@ -938,7 +938,7 @@ class TestCommand:
         """Five depths with four normalizations, with and without residual connections."""
         study = load_study(root / "recipes" / "common_voice_es" / "depth_study.yaml")
         assert len(study.arms) == 5 * 4 * 2
-        assert len(study.cells) == 120
+        assert len(study.cells) == 40 * 4 * 3
         built = {(cell.axes["depth"], cell.axes["skip"]): cell.settings["layers"][3]["repeat"] for cell in study.cells}
         for (depth, skip), repeat in built.items():
             assert (str(repeat["times"]), repeat["residual"]) == (depth, skip == "residual")

@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   asrkit study recipes/demo_study.yaml --budget.processes=2
   asrkit study recipes/common_voice_es/study.yaml --data.root=/cv/es --width=256 --seeds=[1,2,3,4,5]
   asrkit study recipes/common_voice_es/study.yaml --budget.minutes=480
-  asrkit study recipes/common_voice_es/depth_study.yaml --lr='[1.0e-3, 2.0e-3, 4.0e-3]'
+  asrkit study recipes/common_voice_es/depth_study.yaml --lr='[2.0e-3, 4.0e-3, 8.0e-3, 1.6e-2]'
 
 Called with more learning rates or seeds, a study keeps what is done."""
 
