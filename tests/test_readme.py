@@ -34,6 +34,11 @@ def test_every_module_is_in_the_tree() -> None:
         path for path in modules if path.parts[0] not in ("cli", "synthetic") and path.stem.strip("_") == path.stem
     ]
     assert len(shown) > 110
+    tree = next(body for language, body in BLOCKS if not language and "asrkit/" in body)
+    entries = re.split(r"^  (?=\S)", tree.partition("plugins/asrkit_norms/")[0], flags=re.MULTILINE)
+    folders = {entry.partition("/")[0]: entry for entry in entries if re.match(r"\w+/ ", entry)}
+    within = [path for path in shown if len(path.parts) > 1]  # by its own folder's line: names come twice
+    assert [str(path) for path in within if not re.search(rf"\b{path.name}", folders[path.parts[0]])] == []
     assert [str(path) for path in shown if path.name not in TEXT and path.name != "errors.py"] == []
 
 

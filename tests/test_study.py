@@ -642,7 +642,7 @@ class TestRunner:
         assert "SIGKILL (out of memory?)" in wrong["error"]["message"]
 
     def test_a_killed_cell_is_scored_by_its_best_checkpoint(self, tmp_path: Path, fake: Callable) -> None:
-        first = "(folder / 'checkpoints/step-1').mkdir(parents=True); os.kill(os.getpid(), signal.SIGKILL)"
+        first = "(folder / 'checkpoints/step-00000001').mkdir(parents=True); os.kill(os.getpid(), signal.SIGKILL)"
         fake(
             "there = json.loads((folder / 'cell.json').read_text()) if (folder / 'cell.json').exists() else {}\n"
             f"if seed > 1 and not there: {first}\n"

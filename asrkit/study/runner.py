@@ -228,12 +228,14 @@ class Runner:
     def _once_more(self, one: _Running, outcome: dict[str, Any] | None, folder: Path) -> bool:
         """Whether a cell that left no word shall have another process: one that somebody else stopped goes on, and one
         that was killed has its best checkpoint scored, as any other that ends before its time."""
-        code, cell = one.process.returncode, one.job.cell
+        from asrkit.checkpoints.files import steps_in  # torch, which a plan does without
+
+        code, cell, saved = one.process.returncode, one.job.cell, folder / "checkpoints"
         if code == StoppedError.exit_code and cell.id not in self.interrupted:
             self.interrupted.add(cell.id)
             self.say(f"{cell.id}: its process was stopped, not by this study; it goes on")
             return True
-        if code < 0 and outcome is None and any((folder / "checkpoints").glob("step-*")):
+        if code < 0 and outcome is None and saved.is_dir() and steps_in(saved):
             cells.write_outcome(folder, {**self._crashed(one, None, folder), "unscored": True})
             return True
         return False

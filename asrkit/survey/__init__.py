@@ -1,8 +1,8 @@
 """The figures of a corpus: what every split holds, what of it cannot be used and why, and what splits share.
 
-`asrkit data check` and `asrkit data stats` print the same survey; `survey_text` and `survey_page` show it. Texts are
+`asrkit data check` and `asrkit data stats` print the same survey; `text.py` and `page.py` show it. Texts are
 judged for every row, files for every clip by their size; what only decoding tells is known for the clips that were
-decoded, all of them or a sample (see `survey_audio`), and said so.
+decoded, all of them or a sample (see `audio.py`), and said so.
 """
 
 from __future__ import annotations
