@@ -1,4 +1,4 @@
-"""Building a model leaves torch's generators as they were, and GPUs that nobody uses asleep."""
+"""Building a model leaves torch's generators as they were, and GPUs that nobody uses asleep; a batch's seed is torch's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import asrkit
-from asrkit.randomness import kept_generators
+from asrkit.randomness import kept_generators, seed_generators
 
 
 def test_the_generator_goes_on_as_if_nothing_had_been() -> None:
@@ -44,3 +44,18 @@ def test_gpus_that_nobody_uses_are_left_asleep(monkeypatch: pytest.MonkeyPatch) 
     with pytest.warns(UserWarning, match="2 available devices"), pytest.raises(AssertionError, match="woken"):  # noqa: SIM117
         with torch.random.fork_rng():
             pass
+
+
+def test_a_seed_means_what_it_means_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, and GPUs that are in use are seeded too."""
+    torch.manual_seed(2**55 - 3)
+    expected = torch.rand(5)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with kept_generators():
+        seed_generators(2**55 - 3)
+        assert torch.equal(torch.rand(5), expected)
+        assert not seeded
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seed_generators(7)
+    assert seeded == [7]

@@ -8,7 +8,8 @@ has not even learned how often each label occurs. All-blank output tells neither
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain
+from operator import eq
 from typing import NamedTuple
 
 import torch
@@ -65,16 +66,18 @@ def evenly(rows: list[int], count: int) -> list[int]:
 
 
 def _needed(labels: Sequence[int]) -> int:
-    return len(labels) + sum(a == b for a, b in pairwise(labels))
+    return len(labels) + sum(map(eq, labels, labels[1:]))
 
 
 def _parts(rows: list[int], labels: Sequence[Sequence[int]], frames: Sequence[int]) -> list[list[int]]:
     """Batches of bounded size, similar lengths together."""
     parts: list[list[int]] = []
+    longest = 0
     for i in sorted(rows, key=lambda i: frames[i]):
-        longest = max([len(labels[j]) for j in parts[-1]] + [len(labels[i])]) if parts else 0
+        longest = max(longest, len(labels[i]))
         if not parts or (len(parts[-1]) + 1) * frames[i] * (2 * longest + 1) > MAX_CELLS:
             parts.append([])
+            longest = len(labels[i])
         parts[-1].append(i)
     return parts
 
@@ -82,8 +85,7 @@ def _parts(rows: list[int], labels: Sequence[Sequence[int]], frames: Sequence[in
 def _start(labels: list[Sequence[int]], frames: list[int], num_labels: int, blank: int) -> Tensor:
     """Each label once per occurrence, the rest blank; nothing impossible."""
     counts = torch.full((num_labels,), 0.01, dtype=torch.float64)
-    for ids in labels:
-        counts += torch.bincount(torch.as_tensor(ids), minlength=num_labels)
+    counts += torch.bincount(torch.tensor(list(chain.from_iterable(labels))), minlength=num_labels)
     counts[blank] += max(sum(frames) - counts.sum().item(), 1.0)
     return counts / counts.sum()
 
@@ -106,7 +108,7 @@ def _step(p: Tensor, labels: list[Sequence[int]], frames: list[int], blank: int)
 
 def _losses(log_p: Tensor, labels: list[Sequence[int]], frames: list[int], blank: int) -> Tensor:
     """CTC losses (N,) with log_p (V,) at every frame."""
-    targets = torch.tensor([label for ids in labels for label in ids])
+    targets = torch.tensor(list(chain.from_iterable(labels)))
     sizes = torch.tensor([len(ids) for ids in labels])
     log_probs = log_p.expand(max(frames), len(frames), -1)
     return F.ctc_loss(log_probs, targets, torch.tensor(frames), sizes, blank=blank, reduction="none")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from asrkit.diagnostics.hooks import RANDOM
 from asrkit.diagnostics.shapes import read_output
 from asrkit.masking import frame_mask
+from asrkit.randomness import seed_generators
 
 Forward = Callable[[Tensor, Tensor], Any]
 # Batch mates are also made louder: statistics over time alone do not change when an utterance is only turned.
@@ -64,7 +65,7 @@ class Probe:
     def _call(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         self._buffers.restore(norms_only=self.remembers)
         with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
-            torch.manual_seed(self.seed)
+            seed_generators(self.seed)
             got = self.forward(features, self.lengths)
         return read_output(got, len(self.lengths), self.batch_first)
 

@@ -32,6 +32,7 @@ from asrkit.model import CTCModel
 from asrkit.objective import listening
 from asrkit.position import Position, StopSignal, peak_memory, selection, step_seed
 from asrkit.preparation import Split
+from asrkit.randomness import seed_generators
 from asrkit.runs import MetricsLog
 from asrkit.source_code import source_hashes
 from asrkit.training.giving_up import nonfinite_in_a_row, scale_fell, unreadable
@@ -190,7 +191,7 @@ class CTCBrain(sb.Brain):
         self.group_labels = sum(labels[first : first + factor])
         self.should_step = index == first + factor - 1 or index == len(labels) - 1
         self.progress_share = (epoch - 1 + index / len(labels)) / self.options["epochs"]
-        torch.manual_seed(step_seed(self.seed, epoch, index))
+        seed_generators(step_seed(self.seed, epoch, index))
         if batch is None:
             self._drop_group()
         else:
