@@ -1,4 +1,4 @@
-"""Building a model leaves torch's generators as they were, and GPUs that nobody uses asleep; a batch's seed is torch's."""
+"""Building a model leaves generators as they were and GPUs that nobody uses asleep; a seed is what it is to torch."""
 
 from __future__ import annotations
 
