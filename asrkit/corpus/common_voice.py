@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asrkit.corpus.duplicates import without_duplicates
 from asrkit.corpus.selection import DataReport
 from asrkit.corpus.tables import header_or_nothing, path_inside, read_header, read_rows
-from asrkit.corpus.utterances import Cells, Utterance, claim_seconds, paused_collector, without_duplicates
+from asrkit.corpus.utterances import Cells, Utterance, claim_seconds, paused_collector
 from asrkit.errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:

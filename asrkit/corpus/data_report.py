@@ -6,12 +6,10 @@ import json
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from asrkit.corpus.utterances import Utterance
 from asrkit.errors import DataError, StorageError
-
-if TYPE_CHECKING:
-    from asrkit.corpus.utterances import Utterance
 
 # The stable codes of exclusions; a plugin may add its own.
 REASONS = {

@@ -13,10 +13,11 @@ from typing import Any
 
 from asrkit.corpus import HUB
 from asrkit.corpus.common_voice import COLLECTIVE
+from asrkit.corpus.duplicates import without_duplicates
 from asrkit.corpus.extraction import announce, bar
 from asrkit.corpus.parquet import Shards
 from asrkit.corpus.selection import DataReport
-from asrkit.corpus.utterances import Utterance, without_duplicates
+from asrkit.corpus.utterances import Utterance
 from asrkit.errors import DataError, StorageError, nearest
 
 DEV = ("dev", "validation", "valid", "val")

@@ -7,9 +7,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from asrkit.corpus.duplicates import without_duplicates
 from asrkit.corpus.selection import DataReport
 from asrkit.corpus.tables import SUFFIXES, Row, header_or_nothing, path_inside, read_header, read_rows, tables_of
-from asrkit.corpus.utterances import Cells, Utterance, without_duplicates
+from asrkit.corpus.utterances import Cells, Utterance
 from asrkit.errors import DataError, TrustError, nearest
 
 

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asrkit.corpus.data_report import DataReport
-from asrkit.errors import DataError
-
 
 class Cells(Mapping[str, str]):
     """The cells of a row by column name, as a read-only mapping; an absent column is a KeyError, an empty cell "".
@@ -91,39 +88,3 @@ def paused_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def without_duplicates(found: Iterable[tuple[int, Utterance]], table: Path, report: DataReport) -> dict[int, Utterance]:
-    """(line, utterance) pairs to line -> utterance, one for each id; the others are reported as `duplicate`.
-
-    Rows that differ only in other cells (votes, segment, variant) are the same row too: whatever their order, the one
-    with more filled cells stays, and of equally full ones the one whose cells sort first.
-
-    Raises DataError for two rows of one id that differ (`conflicting_rows`) and for no rows at all (`empty_table`).
-    """
-    places: dict[str, int] = {}
-    kept: list[tuple[int, Utterance]] = []
-    for line, utterance in found:
-        place = places.setdefault(utterance.id, len(kept))
-        if place == len(kept):
-            kept.append((line, utterance))
-            continue
-        first, other = kept[place]
-        if other != utterance:
-            raise DataError(
-                f"{table.name}:{line} and line {first} disagree about {utterance.id!r}",
-                fix="keep one of the two rows",
-                reason="conflicting_rows",
-            )
-        if _fullness(utterance) < _fullness(other):
-            kept[place] = (line, utterance)
-            line, utterance, first = first, other, line
-        report.exclude(utterance, "duplicate", line=line, first_line=first)
-    if not kept:
-        raise DataError(f"{table.name}: no rows for this split", reason="empty_table")
-    return dict(kept)
-
-
-def _fullness(utterance: Utterance) -> tuple[int, list[tuple[str, str]]]:
-    """The less, the fuller are the other cells of the row."""
-    return -sum(map(bool, utterance.extra.values())), sorted(utterance.extra.items())
