@@ -59,7 +59,7 @@ class Comparison:
     """All tests of one pair of arms on one split. `p_holm`: p corrected for all pairs that were compared (Holm).
 
     differences: of every paired seed. undecided: why no verdict is given in spite of p, in words. level: what p_holm
-    must be below.
+    must be below. deaf: the arm with more errors, where none of its models hears its input: how many more says nothing.
     """
 
     first: str
@@ -72,6 +72,7 @@ class Comparison:
     differences: tuple[float, ...] = ()
     undecided: str | None = None
     level: float = LEVEL
+    deaf: str | None = None
 
     @property
     def difference(self) -> Difference:

@@ -248,19 +248,22 @@ class MetricsLog:
             atomic_write(self.path, b"".join(line + b"\n" for line in kept))
 
     @staticmethod
-    def read(path: str | Path) -> list[dict[str, Any]]:
-        """All records; a torn last line is skipped, damage elsewhere is a StorageError that names the line."""
-        return [_with_not_finite(json.loads(line)) for line in _split(Path(path))[0]]
+    def read(path: str | Path, damage: list[StorageError] | None = None) -> list[dict[str, Any]]:
+        """All records; a torn last line is skipped, damage elsewhere is a StorageError that names the line.
+
+        damage: where it is put instead, and the lines that are whole are read all the same.
+        """
+        return [_with_not_finite(json.loads(line)) for line in _split(Path(path), damage)[0]]
 
 
-def _split(path: Path) -> tuple[list[bytes], int]:
+def _split(path: Path, damage: list[StorageError] | None = None) -> tuple[list[bytes], int]:
     """Complete lines of a log, and the size of what follows the last of them."""
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise storage_error(error, path) from error
     *lines, rest = data.split(b"\n")
-    torn = len(rest)
+    torn, broken = len(rest), set[int]()
     for number, line in enumerate(lines, 1):
         try:
             whole = isinstance(json.loads(line), dict)
@@ -269,8 +272,12 @@ def _split(path: Path) -> tuple[list[bytes], int]:
         if not whole and number == len(lines) and not rest:  # zeros or half a block at the end, after a power loss
             return lines[:-1], len(line) + 1
         if not whole:
-            raise StorageError(f"{path} line {number} is damaged", fix="repair or remove that line", reason="damaged")
-    return lines, torn
+            found = StorageError(f"{path} line {number} is damaged", fix="repair or remove that line", reason="damaged")
+            if damage is None:
+                raise found
+            damage.append(found)
+            broken.add(number)
+    return [line for number, line in enumerate(lines, 1) if number not in broken], torn
 
 
 def _finite(value: Any, at: tuple[str, ...], not_finite: list[list[str]]) -> Any:

@@ -131,7 +131,7 @@ def test_two_arms_on_the_plateau_are_not_compared(tmp_path: Path) -> None:
     assert not data["paces"][0]["different"]
     for line in (data["verdicts"][0], data["pace"][0]):
         assert line == "none and layer_norm: no seed of either hears its input within 30 updates: too short to tell"
-    assert "m: no model of none and layer_norm hears its input" in data["headlines"]
+    assert 'm: no model of "none" and "layer_norm" hears its input' in data["headlines"]
     assert any(line.startswith("6 of 6 models do not hear the input") for line in data["headlines"])
     assert data["cells"][0]["updates_to_0.8"] is None  # 60 % was chance
 
@@ -211,7 +211,7 @@ def test_a_loss_below_the_floor_is_no_hearing_where_the_audio_changes_nothing(tm
     assert [one["hears"] for one in data["cells"]] == [False, False, True, True]
     assert [one["updates_to_0.8"] for one in data["cells"]] == [None] * 4
     assert "2 of 4 models do not hear the input, so that the error rate says nothing but that" in data["headlines"]
-    assert "m: layer_norm 72.0 %, no model of none hears its input" in data["headlines"]
+    assert 'm: layer_norm 72.0 %, no model of "none" hears its input' in data["headlines"]
     write_report(folder)
     table = (folder / "report.md").read_text().split("### Error rates")[1]
     assert [table.split(f"| {name} |")[1].split("|")[1].strip() for name in ("m, none", "m, layer_norm")] == ["0", "2"]

@@ -183,7 +183,7 @@ def test_with_one_encoder_everywhere_the_values_of_the_axis_are_ordered(tmp_path
     assert lines[lines.index(head) + 1] == "m, none: cure residual 16.0 %, cure clip 36.0 %, cure plain 60.0 %"
     write_epochs(folder / "cells/m--cure-plain--none--seed-1", epochs([0.9, 1.0], ["on_floor"] * 2))
     assert (
-        "m, none: cure residual 16.0 %, cure clip 36.0 %, no model of cure plain hears its input"
+        'm, none: cure residual 16.0 %, cure clip 36.0 %, no model of "cure plain" hears its input'
         in (measured(folder)["headlines"])
     )
     assert not any("recipes are not compared" in line for line in lines)

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     said = [line for lines, made in pairs for line, one in zip(lines, made, strict=True) if not one["too_few"]]
     few = sum(one["too_few"] for _, made in [*pairs, *axes] for one in made)
     said += [f"({amount(few, 'comparison has', 'comparisons have')} too few paired seeds)"] if few else []
+    said = list(dict.fromkeys(said))  # where nobody hears, both questions have the same answer
     print("\n".join([*data["headlines"], "", *said, *found, *troubles]))
     print(f"\nreport  {args.folder / 'report.html'} (and report.md, cells.csv, report.json)")
     return 0

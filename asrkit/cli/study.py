@@ -115,6 +115,9 @@ def _plan(study: Any, folder: Path, as_json: bool) -> int:
     lines.append(f"budget   processes: {budget['processes']}, threads of each: {budget['threads']}, {minutes}")
     estimate = "known when the first cell is done" if left is None else f"about {duration(left)}"
     lines += [f"time     {estimate}", f"study    {folder}"]
+    for root in dict.fromkeys(str(cell.settings["data"]["root"]) for cell in study.cells):
+        if not root.startswith("hf://") and not Path(root).exists():
+            lines.append(f"! data.root = {root}: there is no such file or folder here")
     print("\n".join(lines))
     return 0
 
@@ -131,6 +134,7 @@ def _table(summary: dict[str, Any]) -> str:
     for arm in summary["arms"]:
         members = [cell for cell in summary["cells"] if cell["arm"] == arm["arm"] and cell["chosen"]]
         wrong = [cell["status"] for cell in members if cell["status"] in ("failed", "collapsed")]
+        wrong += ["deaf (CER says nothing)" for cell in members if cell["status"] == "done" and cell["hears"] is False]
         rows.append(
             (
                 arm["arm"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from asrkit.comparison import LEVEL, Comparison, compare, corrected, unpaired
 from asrkit.report.collect import StudyResult
-from asrkit.report.learning import chance
+from asrkit.report.learning import chance, worse_is_deaf
 from asrkit.report.measures import Final, alike
 
 
@@ -89,4 +89,5 @@ def _beside(found: StudyResult, family: Family, scored: Mapping[str, Final], val
         return unpaired(*names)
     (one,) = compare([replace(scored[v].arm, name=name) for v, name in zip((least, value), names, strict=True)])
     cells = [found.of_arm(family.arms[v]) for v in (least, value)]
-    return replace(one, undecided=chance(one.seeds.mean, cells[0], cells[1], names))
+    reason, silent = (ask(one.seeds.mean, cells[0], cells[1], names) for ask in (chance, worse_is_deaf))
+    return replace(one, undecided=reason, deaf=silent)

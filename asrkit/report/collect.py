@@ -145,10 +145,12 @@ def _cell(folder: Path, row: dict[str, Any]) -> CellResult:
         outcome = cells.read_outcome(place)
     except AsrkitError as error:
         damage.append(_inside(error, folder))
+    torn: list[StorageError] = []
     try:
-        epochs = [line for line in MetricsLog.read(place / "metrics.jsonl") if line.get("type") == "epoch"]
+        epochs = [line for line in MetricsLog.read(place / "metrics.jsonl", torn) if line.get("type") == "epoch"]
     except AsrkitError as error:
         damage.append(_inside(error, folder))
+    damage += [_inside(error, folder) for error in torn]
     if outcome is not None and not epochs and not damage and outcome.get("status") in (cells.DONE, cells.COLLAPSED):
         damage.append("metrics.jsonl has no epoch: no curves")
     return CellResult(row, outcome, epochs, tuple(damage))
@@ -156,7 +158,7 @@ def _cell(folder: Path, row: dict[str, Any]) -> CellResult:
 
 def _inside(error: AsrkitError, folder: Path) -> str:
     """A report is passed on: no paths of the machine it was made on."""
-    return str(error.what).replace(f"{folder}/", "")
+    return "; fix: ".join(filter(None, (error.what, error.fix))).replace(f"{folder}/", "")
 
 
 def utterances(members: Sequence[CellResult], split: str) -> dict[str, Any] | None:

@@ -83,11 +83,15 @@ def _start(cell: CellResult) -> float:
 
 
 def model_hears(cell: CellResult) -> bool | None:
-    """Whether the best model of a cell, which is the one that is scored, hears its input: what its epoch recorded.
+    """Whether the best model of a cell, which is the one that is scored, hears its input: what its epoch recorded, or,
+    where that is damaged, what the cell itself has said.
 
     That of a collapsed cell, which writes nothing, does not.
     """
-    return best_model_hears(cell.status, cell.epochs, (cell.outcome or {}).get("best_epoch"))
+    known = cell.outcome or {}
+    if (not cell.epochs or cell.damage) and known.get("hears") is not None:
+        return bool(known["hears"])
+    return best_model_hears(cell.status, cell.epochs, known.get("best_epoch"))
 
 
 def deaf(cells: Sequence[CellResult]) -> bool:
@@ -107,6 +111,14 @@ def chance(
     return (
         unheard([*first, *second]) or f"no verdict: {name} makes fewer errors, and none of its models hears its input"
     )
+
+
+def worse_is_deaf(
+    mean: float, first: Sequence[CellResult], second: Sequence[CellResult], names: tuple[str, str]
+) -> str | None:
+    """The arm with more errors (mean: second less first), where none of its models hears its input."""
+    worse, name = (first, names[0]) if mean < 0 else (second, names[1])
+    return name if mean and deaf(worse) else None
 
 
 def unheard(cells: Sequence[CellResult]) -> str | None:

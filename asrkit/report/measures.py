@@ -1,7 +1,7 @@
 """The numbers of a report, from cells of chosen learning rates; plain functions, nothing drawn or worded here.
 
 A cell that failed without a model counts as all reference characters (words) deleted: error rate 1. A cell whose
-decoding failed, or which is not over, has no rate and is listed instead.
+model could not be scored, or which is not over, has no rate and is listed instead.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from asrkit.comparison import FEWEST_SEEDS, LEVEL, Arm, Comparison, compare, corrected, over_seeds
 from asrkit.report.collect import CellResult, StudyResult, utterances
-from asrkit.report.learning import chance
-from asrkit.study.cells import FAILED, arm_of
+from asrkit.report.learning import chance, worse_is_deaf
+from asrkit.study.cells import arm_of, without_model
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _final(name: str, members: Sequence[CellResult], split: str, unit: str, like
         score, seed = cell.scored(split), cell.row["seed"]
         if score is not None and score["ids"] == like["ids"]:
             outcomes.append({"seed": seed, split: score})
-        elif cell.over and cell.status == FAILED and not (cell.outcome or {}).get("dev"):
+        elif cell.outcome is not None and without_model(cell.outcome):
             outcomes.append({"seed": seed, split: all_deleted})
             without.append(seed)
     return Final(arm_of(name, outcomes, split, unit), tuple(without), tuple(like["ids"])) if outcomes else None
@@ -110,8 +110,9 @@ def comparisons(
         if baseline is not None and baseline not in [arm.name for arm in there]:
             continue
         for one in compare(there, baseline):
-            reason = chance(one.seeds.mean, cells[one.first], cells[one.second], (one.first, one.second))
-            pairs.append((context, replace(one, undecided=reason)))
+            arms_of = cells[one.first], cells[one.second], (one.first, one.second)
+            reason, silent = chance(one.seeds.mean, *arms_of), worse_is_deaf(one.seeds.mean, *arms_of)
+            pairs.append((context, replace(one, undecided=reason, deaf=silent)))
     made = corrected([one for _, one in pairs], level)
     return [(context, one) for (context, _), one in zip(pairs, made, strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asrkit.report.collect import StudyResult, troubles
 from asrkit.report.formats import NONE, Table, context_name, number, percent
-from asrkit.study.proof import COMPARED
+from asrkit.study.proof import COMPARED, shortened
 
 
 def proof_table(found: StudyResult) -> Table:
@@ -16,17 +16,26 @@ def proof_table(found: StudyResult) -> Table:
     for group, members in groups.items():
         shown = []
         for key in columns:
-            values = list(dict.fromkeys(str(m[key]) for m in members if m.get(key) is not None))
-            short = [value[:8] for value in values]
-            shown.append(NONE if not values else short[0] if len(values) == 1 else f"≠ {', '.join(short)}")
+            shown.append(_agreement([None if m.get(key) is None else str(m[key]) for m in members]))
         rows.append((context_name(group), str(len(members)), *shown))
     note = (
         "Within a recipe, its axes and a seed all cells must have the same hash of settings (outside encoder and "
         "learning rate), splits, labels, output frames, order of the data and initial weights outside the norms, and "
-        "the same number of updates; ≠ marks what differs. Code: sources of asrkit and torch's version, which may "
-        "differ where a study went on after an upgrade. First 8 digits of hashes; in full in report.json."
+        "the same number of updates; ≠ marks what differs, and a number of cells says how many have recorded it, where "
+        "not all have. Code: sources of asrkit and torch's version, which may differ where a study went on after an "
+        "upgrade. First 8 digits of hashes; in full in report.json."
     )
     return Table("Proof that the arms differ in nothing else", note, ("group", "cells", *columns), rows)
+
+
+def _agreement(values: list[str | None]) -> str:
+    """`1f3a9c02` where all cells have that, `1f3a9c02 (3 of 20)` where the others have recorded none."""
+    known = [value for value in values if value is not None]
+    short = list(dict.fromkeys(shortened(value) for value in known))
+    if not short:
+        return NONE
+    text = short[0] if len(set(known)) == 1 else f"≠ {', '.join(short)}"
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
 
 
 def rates_table(found: StudyResult) -> Table:

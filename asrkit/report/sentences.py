@@ -18,6 +18,7 @@ def comparison_in_words(one: Comparison, rate: str = "CER") -> str:
         f"{one.first} and {one.second}",
         f"{better} is better than {worse} by {_points(d)} of {rate}",
         f"no evidence of a difference at this budget: {one.second}'s {rate} is {_beside(d)}",
+        after="" if one.deaf is None else f"; {one.deaf} hears nothing, so that by how much says nothing but that",
     )
 
 

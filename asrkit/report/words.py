@@ -12,6 +12,7 @@ from asrkit.report.formats import amount, context_name, listed, of
 from asrkit.report.learning import Pace, deaf, model_hears
 from asrkit.report.measures import Final
 from asrkit.report.sentences import seeds_to_come
+from asrkit.study.proof import shortened
 
 NAMED = 8  # arms in a sentence
 AHEAD = (
@@ -102,7 +103,7 @@ def versions_in_words(found: StudyResult) -> list[str]:
     if len(counts) < 2:
         return []
     unknown = counts.pop(None, 0)
-    parts = [f"{amount(count, 'cell')} with {code[:8]}" for code, count in counts.items() if code]
+    parts = [f"{amount(count, 'cell')} with {shortened(code)}" for code, count in counts.items() if code]
     parts += [f"{unknown} with unrecorded ones"] if unknown else []
     return [
         f"the cells compared were trained with different sources of asrkit or another torch ({', '.join(parts)}): "
@@ -155,7 +156,8 @@ def _order(found: StudyResult, result: dict[str, Final], context: str, group: di
         return ""
     parts = [f"{name} {100 * mean:.1f} %{few}" for mean, name, few in sorted(hearing)]
     if silent:
-        parts.append(f"no model of {listed(silent)} hears its input")
+        names = listed([f'"{name}"' for name in silent])  # or "no model of none" would be a riddle
+        parts.append(f"no model of {names} hears its input")
     return f"{context}: {', '.join(parts)}"
 
 

@@ -21,6 +21,8 @@ from asrkit.study.plan import Cell, Study, common, identity
 
 FORMAT = 1
 ARRAYS = ("ids", "speakers", "characters", "words")  # of a scored split: one entry per utterance
+ESSENTIAL = ("id", "arm", "lr", "seed", "status")  # of cell.json: what all readers take for granted
+ANEW = "remove the folder: the cell is done anew"
 DONE, COLLAPSED, FAILED, SKIPPED, PENDING = "done", "collapsed", "failed", "skipped_budget", "pending"
 
 
@@ -31,7 +33,7 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """What a cell has left, None while it is not over. Raises StorageError where cell.json is damaged."""
-    outcome = _read(folder / "cell.json")
+    outcome = _read(folder / "cell.json", "remove it: the cell is scored again")
     if outcome is not None and "hears" not in outcome:  # written before cells knew
         lines: list[dict[str, Any]] = []
         with contextlib.suppress(StorageError):  # damaged: then it is not known
@@ -51,7 +53,13 @@ def best_model_hears(status: str, epochs: Sequence[Mapping[str, Any]], best_epoc
     return model_hears(epochs, best_epoch)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def without_model(outcome: Mapping[str, Any]) -> bool:
+    """Whether a cell failed before it had any model, so that it counts as all deleted. One whose model could not be
+    scored (`dev_error`) has no error rate instead: `asrkit study --retry-failed` scores it."""
+    return outcome.get("status") == FAILED and not outcome.get("dev") and not outcome.get("dev_error")
+
+
+def _read(path: Path, fix: str) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,7 +67,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}", reason="unreadable") from error
     except ValueError as error:
-        fix = "remove it: the cell is done again"
         raise StorageError(f"{path} is damaged ({error})", fix=fix, reason="damaged") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise StorageError(f"{path} is of another asrkit", fix="give another folder with --output", reason="format")
@@ -104,22 +111,25 @@ def write_task(folder: Path, cell: Cell, study: Study, plugins: Sequence[str], t
 
 def read_task(folder: Path) -> dict[str, Any]:
     """The task in a cell's folder."""
-    task = _read(folder / "task.json")
+    task = _read(folder / "task.json", ANEW)
     if task is None:
-        raise StorageError(f"{folder} holds no cell of a study", reason="no_task")
+        raise StorageError(f"{folder} has no task.json, which says what was asked", fix=ANEW, reason="no_task")
     return task
 
 
 def refuse_other_cells(study: Study, folder: Path) -> None:
-    """RecipeError (`other_study`, `other_cell`) where the folder holds another study, or a cell of the same name that
-    was made with other settings."""
-    there = _read(folder / "study.json")
-    if there is not None and there["name"] != study.name:
+    """RecipeError (`other_study`, `other_cell`) where the folder holds another study, none of whose arms is one of
+    this, or a cell of the same name that was made with other settings. A damaged study.json is written anew."""
+    there = None
+    with contextlib.suppress(StorageError):
+        there = _read(folder / "study.json", "")
+    if there is not None and there.get("name") != study.name:
         raise RecipeError(
-            f"{folder} holds the study {there['name']!r}", fix="give another --output", reason="other_study"
+            f"{folder} holds the study {there.get('name')!r}", fix="give another --output", reason="other_study"
         )
+    _refuse_other_arms(study, folder)
     for cell in study.cells:
-        task = _read(cell_folder(folder, cell) / "task.json")
+        task = _read(cell_folder(folder, cell) / "task.json", ANEW)
         if task is None:
             continue
         changed = _changed(task["settings"], cell.settings)
@@ -129,6 +139,17 @@ def refuse_other_cells(study: Study, folder: Path) -> None:
                 fix="give another folder with --output, or take these back",
                 reason="other_cell",
             )
+
+
+def _refuse_other_arms(study: Study, folder: Path) -> None:
+    there = [read_outcome(place.parent) for place in folder.glob("cells/*/cell.json")]
+    arms = {outcome["arm"] for outcome in there if outcome is not None and "arm" in outcome}
+    if arms and not arms & set(study.arms):
+        shown = ", ".join(sorted(arms)[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
+        raise RecipeError(
+            f"{folder} holds a study of the same name and of other arms ({shown})",
+            fix="give another --output, or another `name:` in the study's file", reason="other_study",
+        )  # fmt: skip
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -159,8 +180,20 @@ def other_outcomes(study: Study, folder: Path) -> list[dict[str, Any]]:
     options."""
     known = {cell.id for cell in study.cells}
     places = sorted(path.parent for path in folder.glob("cells/*/cell.json"))
-    found = [read_outcome(place) for place in places if place.name not in known]
+    found = [_whole(place) for place in places if place.name not in known]
     return [figures_of(outcome) for outcome in found if outcome is not None]
+
+
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """`read_outcome`, of a folder of which it is not known that a study has made it."""
+    outcome = read_outcome(folder)
+    missing = [key for key in ESSENTIAL if key not in outcome] if outcome is not None else []
+    if missing:
+        raise StorageError(
+            f"{folder / 'cell.json'} is not what a cell leaves (no {', '.join(missing)})", fix="remove its folder",
+            reason="damaged",
+        )  # fmt: skip
+    return outcome
 
 
 def _comparable(proof: Mapping[str, Any], cell: Cell, folder: Path) -> dict[str, Any]:

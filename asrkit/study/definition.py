@@ -37,6 +37,7 @@ STUDY_SCHEMA: dict[str, Any] = {
 # What the study itself sets in every cell.
 RESERVED = {"encoder": "encoders", "seed": "seeds", "training.lr": "lr", "name": "recipes"}
 NAME = re.compile(r"[^\W_][\w.+]*(-[\w.+]+)*")
+NAMING = "use letters, digits, single - and _ . +, beginning with a letter or digit"
 
 
 def _names(value: Any) -> bool:
@@ -61,20 +62,12 @@ def _options(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-def _axes(value: Any) -> bool:
-    return _options(value) and all(
-        NAME.fullmatch(axis) and _options(values) and values and all(map(NAME.fullmatch, values))
-        and all(options is None or _options(options) for options in values.values())
-        for axis, values in value.items()
-    )  # fmt: skip
-
-
 RULES: dict[str, Rule] = {
     "recipes": Rule("a list of different files such as [model1.yaml, model3.yaml]", _names),
     "encoders": Rule("a list of different names such as [none, layer_norm]", _names),
     "baseline": Rule("a name such as none", lambda value: isinstance(value, str), nullable=True),
     "overrides": Rule("a mapping such as {width: 96, training.epochs: 12}", _options, nullable=True),
-    "axes": Rule('a mapping such as {depth: {"3": {layers.0.repeat.times: 3}}}', _axes, nullable=True),
+    "axes": Rule('a mapping such as {depth: {"3": {layers.0.repeat.times: 3}}}', _options, nullable=True),
     "lr": Rule("a list of different numbers above 0 such as [5.0e-4, 1.0e-3]", _rates),
     "lr_seeds": whole(1),
     "seeds": Rule("a list of different whole numbers from 0 such as [1, 2, 3]", _seeds),
@@ -112,6 +105,9 @@ def _definition(path: Path, overrides: Sequence[tuple[str, str]]) -> dict[str, A
     try:
         return load_recipe(path, overrides, known=STUDY_SCHEMA)
     except RecipeError as error:
+        if error.reason == "unknown_key":
+            what = error.what.replace("is not a key of a recipe", "is not a key of a study")
+            raise RecipeError(what, possible=error.possible, fix=error.fix, reason=error.reason) from None
         if error.reason != "missing_value":
             raise
         raise RecipeError(
@@ -137,8 +133,8 @@ def _check(definition: dict[str, Any]) -> None:
         if not (value is None and key in ("overrides", "axes")):
             rule.check(key, value)
     if not NAME.fullmatch(definition["name"]):
-        fix = "use letters, digits, single - and _ . +, beginning with a letter or digit"
-        raise RecipeError(f"name {definition['name']!r} cannot name a folder", fix=fix, reason="folder_name")
+        raise RecipeError(f"name {definition['name']!r} cannot name a folder", fix=NAMING, reason="folder_name")
+    _check_axes(definition.get("axes") or {})
     if definition["baseline"] not in (None, *definition["encoders"]):
         raise RecipeError(
             f"baseline = {definition['baseline']!r}, which is no encoder of this study", reason="value",
@@ -146,10 +142,31 @@ def _check(definition: dict[str, Any]) -> None:
         )  # fmt: skip
     if definition["lr_seeds"] > len(definition["seeds"]):
         raise RecipeError(
-            f"lr_seeds = {definition['lr_seeds']} of {len(definition['seeds'])} seeds", reason="value",
-            possible=f"1 to {len(definition['seeds'])}",
+            f"lr_seeds = {definition['lr_seeds']}, and the number of seeds is {len(definition['seeds'])}",
+            reason="value", possible=f"1 to {len(definition['seeds'])}", fix="add seeds, or take fewer lr_seeds",
         )  # fmt: skip
     _check_options(definition)
+
+
+def _check_axes(axes: Mapping[str, Any]) -> None:
+    """Names that can be part of a folder's, and under each of them values with names and settings."""
+    example = '{"3": {layers.0.repeat.times: 3}, "5": {layers.0.repeat.times: 5}}'
+    for axis, values in axes.items():
+        for place, name in [("axes", axis), *((f"axes.{axis}", one) for one in (values if _options(values) else ()))]:
+            if not NAME.fullmatch(str(name)):
+                raise RecipeError(f"{place}: {name!r} cannot be part of a folder's name", fix=NAMING, reason="value")
+        if not _options(values) or not values:
+            raise RecipeError(
+                f"axes.{axis} = {values!r}", possible=f"a mapping from names of values to settings: {example}",
+                fix="name every value of the axis and say what it sets", reason="value",
+            )  # fmt: skip
+        for value, options in values.items():
+            if not (options is None or _options(options)):
+                raise RecipeError(
+                    f"axes.{axis}.{value} = {options!r}",
+                    possible="a mapping from keys of a recipe to values, such as {layers.0.repeat.times: 3}",
+                    fix="say which key of the recipe has this value", reason="value",
+                )  # fmt: skip
 
 
 def _check_options(definition: dict[str, Any]) -> None:

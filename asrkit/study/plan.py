@@ -158,6 +158,7 @@ def _explain_key(definition: dict[str, Any], file: Path, typed: set[str]) -> Non
                 continue
             option = not place and set(options) <= typed
             what = error.what if option else f"{place or 'overrides'}: {error.what.removeprefix('--')}"
+            what += f" (in {file.name})" if len(definition["recipes"]) > 1 else ""
             also = nearest(next(iter(options)).split(".")[0], STUDY_SCHEMA)
             possible = f"{error.possible}; keys of a study: {also}" if option else error.possible
             raise RecipeError(what, possible=possible, fix=error.fix, reason="unknown_key") from None

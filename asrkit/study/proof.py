@@ -1,9 +1,9 @@
 """The proof that the arms of a study differ in their encoder and learning rate only.
 
 Every cell has a fingerprint: hashes of its settings, of the splits, of the order of the data, of the initial weights
-outside the norms, and its number of updates. Within a group (recipe, axes, seed) they must be equal. A hash of the
-sources goes with it: a study may go on after an upgrade, and its report says so. They are computed
-before the first update, and recorded again by every cell of what it really did.
+outside the norms, and its number of updates. Within a group (recipe, axes, seed) they must be equal. They are computed
+before the first update; order, updates and the hash of the sources, which is no part of it (a study may go on after an
+upgrade, and its report says so), are recorded again by every cell of what it really did, and all else computed again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from asrkit.preparation.splits import Split
 
 COMPARED = ("settings", "train", "dev", "test", "tokenizer", "frames", "order", "updates", "weights")
+
+
+def shortened(value: str) -> str:
+    """The first 8 digits of a hash, or of each where a cell was trained with several sources one after the other."""
+    return "+".join(part[:8] for part in value.split("+"))
 
 
 # --- what is fingerprinted

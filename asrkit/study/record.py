@@ -165,6 +165,7 @@ def _row(cell: Cell, outcome: Mapping[str, Any] | None, chosen: bool, open_statu
         **row,
         "status": known.get("status", open_status),
         "error": known.get("error"),
+        "hears": known.get("hears"),
         "counted_cer": counted_cer(outcome) if outcome is not None else None,
         "dev_cer": known["dev"]["cer"] if known.get("dev") else None,
         "tested": bool(known.get("test")),

@@ -28,9 +28,12 @@ class Job:
     test: bool
 
 
-def counted_cer(outcome: Mapping[str, Any]) -> float:
-    """The CER on dev of a cell: a crashed one counts by the best model it has left."""
-    return float(outcome["dev"]["cer"]) if outcome.get("dev") else WITHOUT_OUTPUT
+def counted_cer(outcome: Mapping[str, Any]) -> float | None:
+    """The CER on dev of a cell: a crashed one counts by the best model it has left. None where there is a model that
+    could not be scored."""
+    if outcome.get("dev"):
+        return float(outcome["dev"]["cer"])
+    return WITHOUT_OUTPUT if not outcome.get("dev_error") else None
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,18 @@ class Tried:
     judged: float
 
     @classmethod
-    def of(cls, outcomes: Sequence[Mapping[str, Any]]) -> Tried:
-        """Of the tuning seeds' cells, all of them done."""
-        rates, deaf = [counted_cer(one) for one in outcomes], [one.get("hears") is False for one in outcomes]
+    def of(cls, outcomes: Sequence[Mapping[str, Any]]) -> Tried | None:
+        """Of the tuning seeds' cells, all of them done; None where one of them could not be scored."""
+        rates = [rate for one in outcomes if (rate := counted_cer(one)) is not None]
+        if len(rates) < len(outcomes):
+            return None
+        deaf = [one.get("hears") is False for one in outcomes]
         judged = [WITHOUT_OUTPUT if no else rate for rate, no in zip(rates, deaf, strict=True)]
         return cls(_mean(rates), sum(deaf), _mean(judged))
 
 
 def tuning(study: Study, outcomes: Outcomes) -> dict[str, dict[float, Tried | None]]:
-    """Arm -> learning rate -> what it came to; None where not all cells of the tuning seeds are done."""
+    """Arm -> learning rate -> what it came to; None where not all cells of the tuning seeds are done and scored."""
     found: dict[str, dict[float, Tried | None]] = {}
     for arm, cells in study.arms.items():
         found[arm] = {}

@@ -23,6 +23,7 @@ from asrkit.errors import AsrkitError, InUseError, StoppedError, StorageError
 from asrkit.hearing import epoch_hears
 from asrkit.study import cells
 
+SOURCES = "sources.txt"  # a line for every process that trained the cell: asrkit.source_code.version_hash
 PATIENCE = 60.0  # seconds that the processes of a study that was killed are given to save and leave
 
 
@@ -140,6 +141,7 @@ def _outcome(
         "threads": task["threads"],
         "proof": proof,
         "dev": dev,
+        "dev_error": dev_error,
         "test": None,
         "test_error": None,
     }
@@ -148,7 +150,13 @@ def _outcome(
 def _train_patiently(settings: dict[str, Any], source: str, folder: Path) -> None:
     """Train; a process of a study that was killed may still be saving in the folder."""
     from asrkit.experiment import train
+    from asrkit.runs import MetricsLog
+    from asrkit.source_code import version_hash
+    from asrkit.study.proof import recorded
 
+    if not recorded(MetricsLog.read(folder / "metrics.jsonl"), settings["training"]["epochs"]):
+        with (folder / SOURCES).open("a", encoding="utf-8") as file:
+            file.write(f"{version_hash()}\n")  # before the first update: a process that is killed has trained as well
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -167,7 +175,10 @@ def _proof(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     metrics = MetricsLog.read(folder / "metrics.jsonl")
     prepared = prepare(settings, ("train", "dev"))
-    return fingerprint(settings, prepared) | recorded(metrics, settings["training"]["epochs"])
+    found = fingerprint(settings, prepared) | recorded(metrics, settings["training"]["epochs"])
+    with contextlib.suppress(FileNotFoundError):  # of a cell that was begun before this was noted
+        found["code"] = "+".join(dict.fromkeys((folder / SOURCES).read_text(encoding="utf-8").split()))
+    return found
 
 
 def _scored(folder: Path, settings: dict[str, Any], name: str, finished: bool) -> dict[str, Any] | None:

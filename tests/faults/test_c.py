@@ -187,7 +187,7 @@ def test_c07_a_non_finite_batch_leaves_no_trace(
                 inf = torch.full((2,), float("inf"), requires_grad=True)
                 patch.setattr(CTCBrain, "compute_objectives", lambda *_: inf)
             else:
-                patch.setattr("asrkit.training.clip_gradients", lambda *_: (float("nan"), {}))
+                patch.setattr("asrkit.training.step.clip_gradients", lambda *_: (float("nan"), {}))
             loss = fit_batch(brain, batch)
         states.append(state(brain))
         assert all(p.grad is None for p in brain.modules.parameters())
