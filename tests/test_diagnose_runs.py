@@ -15,14 +15,16 @@ from toy import make_corpus, sigterm_after, toy_recipe
 from asrkit.checkpoints import Checkpoints
 from asrkit.checkpoints.reading import newest_intact
 from asrkit.cli import main
+from asrkit.diagnostics.clips import middle_clips, some_clips
 from asrkit.diagnostics.findings import Finding
 from asrkit.diagnostics.logs import last_error
 from asrkit.diagnostics.monitor import Monitor
 from asrkit.diagnostics.progress import RECENT, judge_epochs
 from asrkit.diagnostics.run import diagnose_run
-from asrkit.errors import NumericError, RecipeError, StoppedError
+from asrkit.errors import DataError, NumericError, RecipeError, StoppedError
 from asrkit.experiment import train
 from asrkit.preparation import prepare
+from asrkit.preparation.splits import Split
 from asrkit.runs import MetricsLog, started_in
 
 FLOOR = 3.0
@@ -263,6 +265,98 @@ def test_a_model_folder_that_cannot_be_read_is_no_end(
     out = capsys.readouterr().out
     assert "damaged: model/ (" in out
     assert "only its logs" not in out
+
+
+def test_a_model_folder_is_read_beside_checkpoints(tmp_path: Path, finished: Path) -> None:
+    """It is what people pass on."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    tensors = folder / "model" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:1000])
+    [line] = diagnose_run(folder).damaged
+    assert line.startswith("model/ (")
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_logs_that_are_gone_are_damage(tmp_path: Path, finished: Path, how: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    step = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+    (folder / "metrics.jsonl").unlink()
+    if how == "emptied":
+        (folder / "metrics.jsonl").touch()
+    word = "missing" if how == "removed" else "empty"
+    assert diagnose_run(folder).damaged == [f"metrics.jsonl ({word}, and there is a checkpoint of update {step})"]
+
+
+def test_it_is_said_that_no_trained_weights_were_looked_at(
+    tmp_path: Path, finished: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert diagnose_run(folder).untrained is None
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name)
+    capsys.readouterr()
+    assert main(["diagnose", str(folder)]) == 0
+    words = "no trained weights were looked at: neither a checkpoint nor a model folder is left of "
+    assert words in capsys.readouterr().out
+    short = train(
+        toy_recipe(tmp_path, corpus, ("data.test", "null")), "", tmp_path / "short", say=lambda _: None
+    ).folder
+    assert "the newest checkpoint is of update " in (diagnose_run(short).untrained or "")
+
+
+def test_impossible_targets_are_those_of_the_whole_split(tmp_path: Path, finished: Path) -> None:
+    """Training has said so of its first batch alone."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    first = Finding("impossible_targets", "error", None, "1 of 2 utterances (50%) have", "why", "fix")
+    record = {"type": "diagnosis", "step": 1, "findings": [first.as_dict()]}
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n" + lines)
+    assert found_in(folder)["impossible_targets"].measured == first.measured
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "asrkit.defects.FaultyLoss.feasible", lambda _, lengths, labels: [False] + [True] * (len(labels) - 1)
+        )
+        assert found_in(folder)["impossible_targets"].measured.startswith("1 of all 16 utterances (6.2%) have fewer")
+
+
+@pytest.mark.parametrize(("broken", "given"), [((8,), [7, 9]), ((7, 8, 9), [6, 10]), ((0, 15), [7, 8])])
+def test_a_clip_that_cannot_be_read_is_not_looked_at(
+    tmp_path: Path, corpus: Path, finished: Path, broken: tuple[int, ...], given: list[int]
+) -> None:
+    """Training leaves it out; the checks take its neighbours by length."""
+    recipe = toy_recipe(tmp_path, corpus, ("data.test", "null"))
+    split = prepare(recipe, ("train",)).splits["train"]
+    order = sorted(range(len(split)), key=split.frames.__getitem__)
+    wrong, read = {order[place] for place in broken}, Split._features
+
+    def features(self: Split, row: int) -> Any:
+        if self.name == "train" and row in wrong:
+            raise OSError("Input/output error")
+        return read(self, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Split, "_features", features)
+        assert sorted(order.index(row) for row in middle_clips(split, 2).rows) == given
+        rows = [order.index(row) for row in some_clips(split, 8).rows]
+        assert len(set(rows)) == 8
+        assert not set(rows) & set(broken)
+        assert not diagnose_run(finished).damaged
+        wrong.update(order)
+        with pytest.raises(DataError, match=r"neither \S+ nor its neighbours by length can be read \(OSError: Input"):
+            middle_clips(split, 2)
+
+
+@pytest.mark.parametrize(("accumulation", "expected"), [(1, False), (4, True)])
+def test_statistics_of_a_micro_batch_are_those_of_few_utterances(accumulation: int, expected: bool) -> None:
+    record = epoch(100, 2.0)
+    record["train"] |= {"utterances": 800, "updates": 100}
+    found = judge_epochs([record], FLOOR, True, accumulation=accumulation)
+    small = [one.measured for one in found if one.code == "batch_too_small_for_bn"]
+    assert small == ["2.0 utterances in each of the 4 batches of an update"] * expected
 
 
 def test_a_checkpoint_of_another_model_is_no_end(tmp_path: Path, finished: Path) -> None:

@@ -54,8 +54,11 @@ def test_depth_is_drawn_against_the_error_rate(tmp_path: Path, depth: Path) -> N
         for value, found, heard in known:
             skip = context.removeprefix("m--")
             assert found == pytest.approx(rates(depth, f"m--depth-{value:.0f}--{skip}--{encoder}"))
-            assert heard == ((value, skip, encoder) != (11, "skip-plain", "none"))
+            expected = (value, skip, encoder) != (11, "skip-plain", "none")
+            assert heard == [expected] * 3
     write_report(depth)
+    change(depth, "m--depth-3--skip-plain--none--seed-2", status="collapsed")  # one seed of three
+    assert made["points_of"](collect(depth), "depth")["m--skip-plain", "none"][1][2] == [True, False, True]
     docs = tmp_path / "docs"
     made["main"](depth, docs)
     picture = (docs / "pictures" / "depth.svg").read_text()

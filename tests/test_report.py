@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_study import ENCODERS, change, epochs, make_study, write_epochs
+from report_study import ENCODERS, change, epochs, make_study, measured, write_epochs
 
 from asrkit.cli import main
 from asrkit.comparison import NO_SPREAD, UNPAIRED
@@ -19,6 +19,7 @@ from asrkit.errors import DataError, StorageError
 from asrkit.report import measures
 from asrkit.report.collect import StudyResult, collect
 from asrkit.report.export import write_report
+from asrkit.report.proof import proof_table
 from asrkit.report.words import rates_in_words, versions_in_words
 
 
@@ -222,6 +223,32 @@ def test_learning_rates_at_the_end_of_their_grid(grid: list[float], chosen: list
     arms = [{"arm": f"m1--{name}", "lr": lr, "tuning": tuning} for name, lr in zip("ab", chosen, strict=False)]
     lines = rates_in_words(StudyResult(Path(), {"arms": arms}, []))
     assert (lines == []) if said is None else re.search(said, lines[0])
+
+
+def test_a_proof_says_how_many_have_recorded_it(three: Path) -> None:
+    study = json.loads((three / "study.json").read_text())
+    for row in study["proof"][1:]:
+        del row["order"]
+    for place, row in enumerate(study["proof"]):
+        row["code"] = "1" * 16 + ("+" + "2" * 16) * (place == 1)
+    (three / "study.json").write_text(json.dumps(study))
+    table = proof_table(collect(three))
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    assert row["order"] == "1abc (1 of 3)"
+    assert row["updates"] == "30"
+    assert {dict(zip(table.head, one, strict=True))["code"] for one in table.rows} == {
+        "11111111", "≠ 11111111+22222222, 11111111",
+    }  # fmt: skip
+
+
+def test_a_model_that_could_not_be_scored_is_listed_without_a_rate(three: Path) -> None:
+    error = {"code": "OSError", "message": "gone", "exit_code": 1}
+    change(three, "m--none--seed-2", status="failed", error=error, dev=None, test=None, dev_error=error)
+    data = measured(three)
+    arm = next(one for one in data["arms"] if one["encoder"] == "none")
+    assert list(arm["CER"]["by_seed"]) == ["1", "3"]
+    assert list(arm["CER"]["without_model"]) == []
+    assert [one["id"] for one in data["troubles"]] == ["m--none--seed-2"]
 
 
 def test_cells_of_other_sources_are_named(three: Path) -> None:

@@ -153,6 +153,39 @@ def test_chance_is_not_better_than_a_model_that_hears(tmp_path: Path) -> None:
     assert measured(folder)["verdicts"][0].startswith("none is better than layer_norm")
 
 
+def test_how_much_better_than_chance_is_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_study(tmp_path / "s", {"none": [[15] * 4, [16] * 4, [15, 15, 16, 15]],
+                                         "layer_norm": [[2] * 4, [3] * 4, [2, 1, 2, 2]]})  # fmt: skip
+    assert "hears nothing" not in measured(folder)["verdicts"][0]
+    deafen(folder, "none", [1, 2, 3], [1.0, 1.0, 0.6], ["on_floor"] * 3)
+    [line] = measured(folder)["verdicts"]
+    assert line.startswith("layer_norm is better than none by ")
+    assert line.endswith("); none hears nothing, so that by how much says nothing but that")
+    deafen(folder, "layer_norm", [1, 2, 3], [1.0, 1.0, 0.6], ["on_floor"] * 3)
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.count("no seed of either hears its input") == 1  # of both questions the same
+
+
+def test_one_damaged_line_costs_that_line(tmp_path: Path) -> None:
+    """The arm stays deaf, and its curve is there."""
+    folder = make_study(tmp_path / "s", {"none": [[15] * 4] * 3, "layer_norm": [[2] * 4, [3] * 4, [2, 1, 2, 2]]})
+    deafen(folder, "none", [1, 2, 3], [1.0, 1.0, 0.6], ["on_floor"] * 3)
+    before = measured(folder)
+    log = folder / "cells/m--none--seed-1/metrics.jsonl"
+    for whole in (2, 0):  # epochs that are left
+        lines = log.read_text().splitlines()
+        log.write_text(
+            "\n".join(["garbage", *lines[len(lines) - whole :]]) + "\n" if whole else "garbage\nnone\n[]\n{}\n"
+        )
+        change(folder, "m--none--seed-1", hears=False)
+        data = measured(folder)
+        for key in ("verdicts", "headlines") if whole else ("verdicts",):  # without a curve no speed can be said
+            assert [one for one in data[key] if "not simply" not in one] == before[key]
+        assert len(data["troubles"]) == 1
+        assert "metrics.jsonl line 1 is damaged; fix: repair or remove that line" in data["troubles"][0]["reason"]
+        assert str(tmp_path) not in data["troubles"][0]["reason"]
+
+
 def test_a_best_epoch_from_before_it_heard_is_remarked(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {"none": [[12] * 4] * 2, "layer_norm": [[9] * 4] * 2})
     deafen(folder, "none", [1, 2], [0.6, 1.0, 0.97], ["above_floor", "on_floor", "below_floor"])

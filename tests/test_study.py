@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import RECIPE, make_corpus
+from toy import RECIPE, make_corpus, sigterm_after
 
 from asrkit import registry, source_code
 from asrkit.cli import main
@@ -144,6 +144,29 @@ class TestPlan:
             load_study(write_study(tmp_path, text), options)
         assert error.value.reason == "unknown_key"
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (("lr: ", 'axes: {"my depth": {"1": {}}}\nlr: '), r"axes: 'my depth' cannot be part of a folder.*letters"),
+            (("lr: ", 'axes: {depth: {"a/b": {}}}\nlr: '), r"axes\.depth: 'a/b' cannot be part of a folder"),
+            (
+                ("lr: ", 'axes: {depth: {"1": 3}}\nlr: '),
+                r"axes\.depth\.1 = 3; possible: a mapping from keys of a recipe",
+            ),
+            (("lr: ", "axes: {depth: 3}\nlr: "), r"axes\.depth = 3; possible: a mapping from names of values"),
+            (("seeds:", "lr_seeds: 3\nseeds:"), r"lr_seeds = 3, and the number of seeds is 2; possible: 1 to 2"),
+            (("name: toy_study", "axis: toy_study"), r"'axis' is not a key of a study; .*did you mean 'axes'"),
+        ],
+    )
+    def test_a_mistake_is_named_by_its_part(self, tmp_path: Path, change: tuple[str, str], message: str) -> None:
+        with pytest.raises(RecipeError, match=message):
+            load_study(write_study(tmp_path, STUDY.replace(*change)))
+
+    def test_of_two_recipes_the_one_without_the_key_is_named(self, tmp_path: Path) -> None:
+        text = STUDY.replace("[toy.yaml]", "[toy.yaml, two.yaml]") + "axes: {a: {b: {layers.4.bigrus: 8}}}\n"
+        with pytest.raises(RecipeError, match=r"axes\.a\.b: .*'bigrus' is not a key of layers\.4 \(in toy\.yaml\)"):
+            load_study(write_study(tmp_path, text, ("toy", "two")))
+
     def test_what_is_no_study_is_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         study = write_study(tmp_path, STUDY)
         assert main(["train", str(study)]) == 2  # the other way round
@@ -206,6 +229,19 @@ class TestSchedule:
         tuned = sorted((cell for cell in study.cells if cell.seed == 1), key=lambda cell: cell.lr)
         done = {cell.id: outcome(cer) for cell, cer in zip(tuned, cers, strict=True)}
         assert schedule.chosen_rates(study, done) == {"toy--none": best}
+
+    def test_a_model_that_could_not_be_scored_has_no_rate(self, tmp_path: Path) -> None:
+        """It is not as bad as no model: the arm's choice waits, and --retry-failed scores it."""
+        study = grid(tmp_path, encoders=1)
+        tuned = sorted((cell for cell in study.cells if cell.seed == 1), key=lambda cell: cell.lr)
+        done: dict[str, Any] = {cell.id: outcome(0.5) for cell in tuned}
+        done[tuned[1].id] = {**outcome(None), "status": "failed", "dev_error": {"code": "OSError"}}
+        assert schedule.counted_cer(done[tuned[1].id]) is None
+        assert schedule.chosen_rates(study, done) == {"toy--none": None}
+        row = next(r for r in record.summary(study, done, {"toy--none": None})["cells"] if r["id"] == tuned[1].id)
+        assert (row["status"], row["counted_cer"]) == ("failed", None)
+        assert not cells.without_model(done[tuned[1].id])
+        assert cells.without_model({"status": "failed", "dev": None})
 
     @pytest.mark.parametrize(
         ("cers", "hears", "best"),
@@ -495,6 +531,40 @@ class TestCell:
         again = worker.do_cell(home / "cells" / found["id"], cells.read_task(home / "cells" / found["id"]), test=False)
         assert (again["status"], again["resumed"], again["epochs"]) == ("done", True, 2)
 
+    def test_a_model_that_cannot_be_scored_is_kept_and_scored_later(
+        self, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = load_study(write_study(tmp_path), over(corpus, tmp_path))
+        folder = tmp_path / "cell"
+        with monkeypatch.context() as patch:
+            patch.setattr("asrkit.evaluation.evaluate", lambda *_, **__: 1 / 0)
+            found = worker.do_cell(folder, self.task(study, folder), test=True)
+        assert (found["status"], found["dev"], found["epochs"]) == ("failed", None, 2)
+        assert found["dev_error"]["code"] == "ZeroDivisionError"
+        assert schedule.counted_cer(found) is None
+        (folder / "cell.json").unlink()
+        found = worker.do_cell(folder, cells.read_task(folder), test=True)
+        assert (found["status"], found["dev_error"]) == ("done", None)
+        assert found["test"] is not None
+
+    def test_the_sources_of_all_processes_that_trained_are_recorded(
+        self, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And not those of one that has only scored the model."""
+        study = load_study(write_study(tmp_path), over(corpus, tmp_path))
+        folder = tmp_path / "cell"
+        task = self.task(study, folder)
+        for sources, step in (("1" * 16, 3), ("2" * 16, None), ("3" * 16, None)):
+            monkeypatch.setattr(source_code, "version_hash", lambda sources=sources: sources)
+            if step is not None:
+                with sigterm_after(step), pytest.raises(StoppedError):
+                    worker.do_cell(folder, task, test=False)
+                continue
+            (folder / "cell.json").unlink(missing_ok=True)
+            found = worker.do_cell(folder, task, test=False)
+            assert found["proof"]["code"] == "1" * 16 + "+" + "2" * 16
+        assert proof.shortened(found["proof"]["code"]) == "11111111+22222222"
+
     def test_a_crash_without_a_model(self, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         study = load_study(write_study(tmp_path), over(corpus, tmp_path))
         monkeypatch.setattr(CTCBrain, "compute_forward", lambda *_: 1 / 0)
@@ -524,6 +594,31 @@ class TestCell:
         with pytest.raises(RecipeError, match=r"training\.epochs: 2 -> 3") as error:
             cells.refuse_other_cells(load_study(tmp_path / "study.yaml", [("training.epochs", "3")]), home)
         assert error.value.reason == "other_cell"
+
+    def test_other_arms_under_the_same_name_are_refused(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        study = load_study(write_study(tmp_path))
+        cell = study.cells[0]
+        (home / "cells" / cell.id).mkdir(parents=True)
+        cells.write_outcome(home / "cells" / cell.id, {**cells.about(cell), "status": "done", "dev": None})
+        cells.refuse_other_cells(load_study(tmp_path / "study.yaml", [("seeds", "[8]"), ("lr", "[0.5]")]), home)
+        with pytest.raises(RecipeError, match=r"of the same name and of other arms \(toy--none\); fix: give another"):
+            cells.refuse_other_cells(load_study(tmp_path / "study.yaml", [("encoders", "[rms_norm]")]), home)
+
+    def test_damage_is_named_with_a_way_out(self, tmp_path: Path) -> None:
+        study = load_study(write_study(tmp_path))
+        home, place = tmp_path / "home", tmp_path / "home" / "cells" / study.cells[0].id
+        self.task(study, place, 0)
+        (home / "study.json").write_text("{")
+        cells.refuse_other_cells(study, home)  # it is written anew
+        foreign = home / "cells" / "zzz"
+        foreign.mkdir()
+        (foreign / "cell.json").write_text('{"format": 1}')
+        with pytest.raises(StorageError, match=r"zzz/cell\.json is not what a cell leaves \(no id, .*fix: remove its"):
+            cells.other_outcomes(study, home)
+        (place / "task.json").unlink()
+        with pytest.raises(StorageError, match=r"has no task\.json.*fix: remove the folder: the cell is done anew"):
+            cells.read_task(place)
 
     @pytest.mark.parametrize(("key", "fine"), [("workers", True), ("clip", False)])
     def test_a_key_that_came_after_a_cell_is_no_difference_where_it_may_change(

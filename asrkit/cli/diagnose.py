@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
                 "figures": diagnosis.figures,
                 "findings": [one.as_dict() for one in diagnosis.findings],
                 "without_data": diagnosis.without_data,
+                "untrained": diagnosis.untrained,
                 "damaged": diagnosis.damaged,
                 "ended": diagnosis.ended,
             }

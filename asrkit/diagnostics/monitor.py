@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asrkit.batching import Batch, collate
+from asrkit.batching import Batch
 from asrkit.defects import FaultyLoss, defects_of, forget
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
+from asrkit.diagnostics.clips import middle_clips
 from asrkit.diagnostics.findings import Finding, gather
 from asrkit.diagnostics.floor import Floor, input_blind_floor
 from asrkit.diagnostics.hooks import outputs_of, watched
@@ -42,16 +43,14 @@ class Monitor:
         self.loss = FaultyLoss(recipe, model.features.size)
         self.batch_statistics = bool(getattr(model.acoustic.encoder, "batch_statistics", False))
         self.carries = "carried_state" in defects_of(recipe)
-        self.prior = has_label_prior(recipe)
+        self.prior, self.accumulation = has_label_prior(recipe), int(recipe["training"]["accumulation"])
         self.epochs: list[dict[str, Any]] = []
         self.recent: deque[float] = deque(maxlen=RECENT)  # losses of updates
         self._said: set[tuple[str, str | None]] = set()
         self._floor: Floor | None = None
         self._first = True
         self._frames = split.frames  # now, before the epochs: augmentation changes them
-        rows = sorted(range(len(split)), key=self._frames.__getitem__)
-        middle = max(0, len(rows) // 2 - CLIPS // 2)
-        self._batch = collate([split[i] for i in rows[middle : middle + CLIPS]])
+        self._batch = middle_clips(split, CLIPS)
 
     @property
     def floor(self) -> float | None:
@@ -94,7 +93,8 @@ class Monitor:
         floor = self.floor
         layers = self._layers()
         found = judge_epochs(
-            self.epochs, floor, self.batch_statistics, layers["dependence"], recent=list(self.recent), prior=self.prior
+            self.epochs, floor, self.batch_statistics, layers["dependence"], recent=list(self.recent),
+            prior=self.prior, accumulation=self.accumulation,
         )  # fmt: skip
         found += judge_layers(layers)
         result: dict[str, Any] = {

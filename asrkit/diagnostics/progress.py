@@ -21,7 +21,7 @@ LEARNED_FREQUENCIES = 150
 # Of the best epoch before: dropout and order move an epoch's loss by 1 to 2 %. The mean over the last batches, where
 # short utterances count as much as long ones, was at most 1.10 of the floor in healthy runs whose epoch was on it.
 GROWN = 1.2
-SMALL_BATCH = 4  # utterances per update (N02)
+SMALL_BATCH = 4  # utterances that statistics are taken of (N02)
 NAMED = 4  # utterances of a refused batch
 # Norm of an epoch's gradient in the first two layers (the first may be a norm, with few parameters) over the largest of
 # any layer but the output's. Of 112 runs of docs/studies all 14 that were once below this ended at a CER of 88 % and
@@ -43,23 +43,25 @@ def judge_epochs(
     recent: Sequence[float] = (),
     refused: Sequence[Mapping[str, Any]] = (),
     prior: bool = False,
+    accumulation: int = 1,
 ) -> list[Finding]:
     """What the records of type epoch say at the last of them. floor: nats per label, None where it is not known.
 
     `batch_statistics`: whether the encoder's norms take them. dependence: of every layer on the input, where known.
     recent: losses of the last RECENT updates before the last of these records. refused: all records of this type,
     where known; those of an epoch that is not finished are in no epoch's figures. prior: whether a label prior is
-    trained with; the loss is then not what is minimized, and nothing is said of the learning rate.
+    trained with; the loss is then not what is minimized, and nothing is said of the learning rate. accumulation:
+    batches of an update, each of which has statistics of its own.
     """
     found = _refused(epochs, refused)
     if not epochs:
         return found
     last = epochs[-1]
     train, updates = last["train"], last["step"]
-    per_update = train["utterances"] / max(train.get("updates", 0), 1)
-    if batch_statistics and per_update < SMALL_BATCH and train.get("updates"):
-        words = f"{per_update:.1f} utterances per update"
-        found.append(finding("batch_too_small_for_bn", "warning", words))
+    in_batch = train["utterances"] / max(train.get("updates", 0), 1) / accumulation
+    if batch_statistics and in_batch < SMALL_BATCH and train.get("updates"):
+        each = "per update" if accumulation == 1 else f"in each of the {accumulation} batches of an update"
+        found.append(finding("batch_too_small_for_bn", "warning", f"{in_batch:.1f} utterances {each}"))
     found += _gradients(train)
     if floor:
         found += [] if prior else _learning_rate(epochs, floor, recent)

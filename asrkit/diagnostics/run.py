@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from asrkit.batching import Batch, collate
 from asrkit.bundle import load_bundle
 from asrkit.checkpoints.files import Checkpoint
 from asrkit.checkpoints.reading import newest_intact
 from asrkit.defects import FaultyLoss
 from asrkit.diagnostics.batch import check_ctc_batch, check_loss
+from asrkit.diagnostics.clips import some_clips
 from asrkit.diagnostics.findings import Finding, finding, gather
-from asrkit.diagnostics.floor import evenly, input_blind_floor
+from asrkit.diagnostics.floor import input_blind_floor
 from asrkit.diagnostics.logs import Logs
 from asrkit.diagnostics.model import check_model
 from asrkit.diagnostics.progress import PATIENCE, judge_epochs
@@ -28,7 +28,6 @@ from asrkit.hearing import phase
 from asrkit.model import AcousticModel
 from asrkit.objective import has_label_prior
 from asrkit.preparation import Prepared, prepare
-from asrkit.preparation.splits import Split
 from asrkit.recipe import load_recipe
 from asrkit.runs import started_in
 
@@ -42,8 +41,8 @@ SETTLED = 30  # updates after which running averages with momentum 0.1 have forg
 class Diagnosis:
     """findings: the gravest first. figures: epoch, update, loss, floor, phase, empty and blank shares (JSON data).
 
-    without_data: why the model and the data were not looked at, None where they were. damaged: weights that could not
-    be read, with the reason. ended: the error that the run's log ends with.
+    without_data: why the model and the data were not looked at, None where they were. untrained: why no trained weights
+    were. damaged: what could not be read, with the reason. ended: the error that the run's log ends with.
     """
 
     folder: Path
@@ -52,6 +51,7 @@ class Diagnosis:
     without_data: str | None = None
     damaged: list[str] = field(default_factory=list)
     ended: str | None = None
+    untrained: str | None = None
 
     def text(self) -> str:
         """For people: where the run stands, then a paragraph for each finding."""
@@ -61,6 +61,8 @@ class Diagnosis:
         lines += [f"damaged: {one}" for one in self.damaged]
         if self.without_data:
             lines.append(f"only its logs were read: {self.without_data}")
+        if self.untrained:
+            lines.append(f"no trained weights were looked at: {self.untrained}")
         for one in self.findings:
             place = f" in {one.layer}" if one.layer else ""
             lines += ["", f"{one.severity}[{one.code}]{place}"]
@@ -85,8 +87,9 @@ def diagnose_run(folder: str | Path, overrides: Sequence[tuple[str, str]] = ()) 
         )
     recipe, logs = _recipe(path, overrides), Logs.read(path)
     newest, broken = newest_intact(path / "checkpoints")
-    damaged = [f"checkpoint {name} ({why})" for name, why in broken.items()]
-    floor, statistics, without_data = logs.floor, False, None
+    damaged = [f"checkpoint {name} ({why})" for name, why in broken.items()] + _unlogged(path, newest)
+    floor, statistics, without_data, untrained = logs.floor, False, None, None
+    shares: list[Finding] = []
     examined: list[Finding] = []
     try:
         prepared = prepare(recipe, ("train",))
@@ -96,7 +99,8 @@ def diagnose_run(folder: str | Path, overrides: Sequence[tuple[str, str]] = ()) 
         loss = FaultyLoss(recipe, prepared.model.features.size)
         floor = _floor(prepared, loss) if floor is None else floor
         statistics = bool(getattr(prepared.model.acoustic.encoder, "batch_statistics", False))
-        examined, unreadable = _examine(prepared, loss, path, newest, logs.update)
+        shares = _check_shares(prepared, loss)
+        examined, unreadable, untrained = _examine(prepared, loss, path, newest, logs.update)
         damaged += unreadable
     judged = judge_epochs(
         logs.epochs,
@@ -106,9 +110,10 @@ def diagnose_run(folder: str | Path, overrides: Sequence[tuple[str, str]] = ()) 
         recent=logs.recent,
         refused=logs.refused,
         prior=has_label_prior(recipe),
+        accumulation=int(recipe["training"]["accumulation"]),
     )
-    found = gather(logs.found + judged + examined)
-    return Diagnosis(path, found, _figures(logs, floor), without_data, damaged, logs.ended)
+    found = gather(shares + logs.found + judged + examined)  # shares of all targets before those of the first batch
+    return Diagnosis(path, found, _figures(logs, floor), without_data, damaged, logs.ended, untrained)
 
 
 def _recipe(run: Path, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -156,13 +161,12 @@ def _floor(prepared: Prepared, loss: FaultyLoss) -> float | None:
 
 def _examine(
     prepared: Prepared, loss: FaultyLoss, path: Path, newest: Checkpoint | None, updates: int
-) -> tuple[list[Finding], list[str]]:
+) -> tuple[list[Finding], list[str], str | None]:
     """The untrained model, which its seed gives again, then the newest weights, on the same real batch; which weights
-    cannot be read, and why."""
-    acoustic, batch = prepared.model.acoustic, some_batch(prepared.splits["train"], CLIPS)
+    cannot be read, and why; why none were looked at."""
+    acoustic, batch = prepared.model.acoustic, some_clips(prepared.splits["train"], CLIPS)
     objective, acoustic.objective = acoustic.objective, None  # layers that no output comes from are no finding
-    found = _check_shares(prepared, loss)
-    found += check_loss(loss, max(prepared.tokenizer.size, 3))
+    found = check_loss(loss, max(prepared.tokenizer.size, 3))
     arguments = (batch.features, batch.lengths, batch.targets, batch.target_lengths)
     with torch.no_grad():
         outputs, lengths = acoustic.eval()(batch.features, batch.lengths)
@@ -172,38 +176,56 @@ def _examine(
     found += check_ctc_batch(outputs, given, *labels, input_lengths=batch.lengths, losses=losses)
     found += check_model(acoustic, *arguments)
     acoustic.objective = objective  # a checkpoint has it
-    trained, unreadable = _trained(acoustic, path, newest, updates)
+    trained, unreadable, why = _trained(acoustic, path, newest, updates)
     if trained is not None:
         trained.objective = None
         found += check_model(trained, *arguments, trained=True)
-    return found, unreadable
+    return found, unreadable, why
 
 
 def _trained(
     acoustic: AcousticModel, run: Path, newest: Checkpoint | None, updates: int
-) -> tuple[AcousticModel | None, list[str]]:
-    """The model with the newest weights, None where there are none of SETTLED updates; which are unreadable, and why.
+) -> tuple[AcousticModel | None, list[str], str | None]:
+    """The model with the newest weights of SETTLED updates; what is unreadable, and why; why there are no weights.
 
-    Where no checkpoint is left (a cell of a study that is done), the weights of the model folder: the best ones.
+    Where no checkpoint is left (a cell of a study that is done), the weights of the model folder: the best ones. It is
+    read in any case, as it is what is passed on.
     """
+    broken, bundle, found, none = (
+        [],
+        None,
+        None,
+        f"neither a checkpoint nor a model folder is left of {updates} updates",
+    )
     try:
-        if newest is not None:
-            if newest.step < SETTLED:
-                return None, []
-            acoustic.load_state_dict(newest.model())
-            return acoustic, []
-        if updates >= SETTLED and (run / "model" / "config.json").is_file():
-            return load_bundle(run / "model").model.acoustic, []
-    except (AsrkitError, RuntimeError) as error:  # RuntimeError: not the tensors that the recipe's model has
-        name = f"checkpoint {newest.path.name}" if newest is not None else "model/"
-        return None, [f"{name} ({' '.join(str(error).split())[:LONGEST]})"]
-    return None, []
+        bundle = load_bundle(run / "model").model.acoustic if (run / "model" / "config.json").is_file() else None
+    except (AsrkitError, RuntimeError) as error:
+        broken.append(f"model/ ({_quoted(error)})")
+    if newest is not None:
+        none = f"the newest checkpoint is of update {newest.step}; before {SETTLED} averages say where they began"
+        if newest.step >= SETTLED:
+            try:
+                acoustic.load_state_dict(newest.model())
+                found = acoustic
+            except (AsrkitError, RuntimeError) as error:  # RuntimeError: not the tensors that the recipe's model has
+                broken.append(f"checkpoint {newest.path.name} ({_quoted(error)})")
+    elif bundle is not None:
+        none = f"the run has had {updates} updates; before {SETTLED} averages say where they began"
+        found = bundle if updates >= SETTLED else None
+    return found, broken, None if found is not None or broken or not updates else none
 
 
-def some_batch(split: Split, clips: int) -> Batch:
-    """So many clips, evenly from the shortest to the longest."""
-    frames = split.frames
-    return collate([split[row] for row in evenly(sorted(range(len(split)), key=frames.__getitem__), clips)])
+def _quoted(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST]
+
+
+def _unlogged(run: Path, newest: Checkpoint | None) -> list[str]:
+    """What metrics.jsonl should say and does not."""
+    path = run / "metrics.jsonl"
+    if newest is None or (path.is_file() and path.stat().st_size):
+        return []
+    state = "empty" if path.is_file() else "missing"
+    return [f"metrics.jsonl ({state}, and there is a checkpoint of update {newest.step})"]
 
 
 def _check_shares(prepared: Prepared, loss: FaultyLoss) -> list[Finding]:

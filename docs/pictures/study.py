@@ -22,15 +22,15 @@ import numpy as np
 from asrkit.report.axes import axes, families, numbers
 from asrkit.report.collect import StudyResult, collect
 from asrkit.report.drawing import DASHES, LIGHT, MARKERS
-from asrkit.report.learning import model_hears, series
+from asrkit.report.learning import counted, model_hears, series
 from asrkit.report.measures import default_split, finals
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).resolve().parent.parent
-Curve = list[tuple[int, float]]  # updates, dev CER
-Point = tuple[float, np.ndarray, bool]  # value of the axis, error rate of every seed (K,), whether any model hears
+Curve = list[tuple[int, float, float]]  # updates, dev CER, the same as it is drawn: 1 until the cell hears
+Point = tuple[float, np.ndarray, list[bool]]  # value of the axis, error rate of every seed (K,), whether it hears (K,)
 
 
 def curves_of(study: StudyResult) -> dict[tuple[str, str], dict[int, Curve]]:
@@ -39,7 +39,8 @@ def curves_of(study: StudyResult) -> dict[tuple[str, str], dict[int, Curve]]:
     for arm in study.arms:
         for cell in study.of_arm(arm["arm"]):
             if cell.over:
-                curve = [(step, min(1.0, cer)) for step, _, cer in series(cell, "dev", "cer")]
+                looks = zip(series(cell, "dev", "cer"), counted(cell), strict=True)
+                curve = [(step, min(1.0, cer), shown) for (step, _, cer), (_, shown) in looks]
                 found[arm["context"], arm["encoder"]][cell.row["seed"]] = curve
     return found
 
@@ -66,8 +67,8 @@ def draw(curves: dict[tuple[str, str], dict[int, Curve]], path: Path) -> None:
             shortest = min((len(curve) for curve in seeds.values()), default=0)
             if not shortest:
                 continue
-            steps = [step for step, _ in next(iter(seeds.values()))[:shortest]]
-            values = 100 * np.array([[cer for _, cer in curve[:shortest]] for curve in seeds.values()])
+            steps = [step for step, *_ in next(iter(seeds.values()))[:shortest]]
+            values = 100 * np.array([[shown for *_, shown in curve[:shortest]] for curve in seeds.values()])
             colour, dash = LIGHT[place % len(LIGHT)], DASHES[place % len(DASHES)]
             panel.plot(steps, values.mean(0), color=colour, dashes=dash, label=encoder, linewidth=1.8)
             panel.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
@@ -76,7 +77,7 @@ def draw(curves: dict[tuple[str, str], dict[int, Curve]], path: Path) -> None:
         panel.set_xlabel("updates")
         panel.set_ylim(0, 102)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("dev CER [%]")
+    panels[0, 0].set_ylabel("dev CER [%]; 100 until it hears")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.09 / len(panels), 1, 1))
@@ -97,8 +98,9 @@ def points_of(study: StudyResult, axis: str) -> dict[tuple[str, str], list[Point
         points = []
         for value, arm in family.arms.items():
             if arm in result:
-                heard = any(model_hears(cell) is not False for cell in study.of_arm(arm) if cell.over)
-                points.append((float(value), result[arm].arm.rates, heard))
+                outcome = result[arm].arm
+                known = {cell.row["seed"]: model_hears(cell) is not False for cell in study.of_arm(arm)}
+                points.append((float(value), outcome.rates, [known[seed] for seed in outcome.seeds]))
         found[family.context, family.encoder] = points
     return found
 
@@ -121,11 +123,12 @@ def draw_axis(points: dict[tuple[str, str], list[Point]], axis: str, split: str,
             panel.fill_between(
                 at, [one.min() for one in rates], [one.max() for one in rates], color=colour, alpha=0.15, linewidth=0
             )
-            for (value, one, heard), shown in zip(known, rates, strict=True):
-                panel.plot(
-                    [value] * len(one), shown, MARKERS[place % len(MARKERS)], color=colour, markersize=4,
-                    markerfacecolor=colour if heard else "white", linestyle="",
-                )  # fmt: skip
+            for (value, _, heard), shown in zip(known, rates, strict=True):
+                for rate, hears in zip(shown, heard, strict=True):
+                    panel.plot(
+                        value, rate, MARKERS[place % len(MARKERS)], color=colour, markersize=4,
+                        markerfacecolor=colour if hears else "white",
+                    )  # fmt: skip
         panel.set_title(context.replace("--", ", "), fontsize=10)
         panel.set_xlabel(axis)
         panel.set_xticks(sorted({value for (c, _), known in points.items() if c == context for value, *_ in known}))
@@ -189,7 +192,7 @@ def main(folder: Path, docs: Path = DOCS) -> None:
         writer.writerow(["context", "encoder", "seed", "updates", "dev_cer"])
         for (context, encoder), seeds in curves.items():
             for seed, curve in sorted(seeds.items()):
-                writer.writerows([context, encoder, seed, step, f"{cer:.5f}"] for step, cer in curve)
+                writer.writerows([context, encoder, seed, step, f"{cer:.5f}"] for step, cer, _ in curve)
     for file in ("cells.csv", "report.md"):
         shutil.copyfile(folder / file, out / file)
 
