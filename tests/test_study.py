@@ -24,6 +24,7 @@ from toy import RECIPE, make_corpus, sigterm_after
 
 from asrkit import registry, source_code
 from asrkit.cli import main
+from asrkit.cli.study import _table
 from asrkit.errors import AsrkitError, RecipeError, StoppedError, StorageError, TrustError
 from asrkit.recipe import load_recipe, recipe_hash
 from asrkit.recipe.schema import SCHEMA
@@ -1007,6 +1008,16 @@ class TestCommand:
         assert plan["total_cells"] == 8
         assert plan["seconds_left"] is None
         assert len(plan["cells"]) == 6
+        assert main([*words, "--data.root=/nowhere/cv"]) == 0
+        assert "! data.root = /nowhere/cv: there is no such file or folder here" in capsys.readouterr().out
+
+    def test_arms_that_hear_nothing_are_marked(self, study_file: Path) -> None:
+        study = load_study(study_file)
+        done = {cell.id: {**outcome(0.9), "hears": cell.encoder != "none"} for cell in study.cells}
+        lines = _table(record.summary(study, done, schedule.chosen_rates(study, done))).splitlines()
+        (deaf,) = [line for line in lines if "deaf" in line]
+        assert deaf.startswith("toy--none ")
+        assert deaf.endswith("2 deaf (CER says nothing)")
 
     def test_the_plan_needs_no_torch(self, study_file: Path) -> None:
         code = (

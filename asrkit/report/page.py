@@ -25,7 +25,7 @@ svg.key{display:inline-block;width:34px;flex:none}
 th,td{padding:5px 8px}table{font-size:.85rem}}
 """
 MANY = 16  # rows of a table that a page shows without being asked
-NUMBER = re.compile(r"(≠ ?)?[-+–]?[\d.,]*(e[-+]?\d+)?([ ,(].*)?")
+NUMBER = re.compile(r"(≠ ?)?[-+–<]?[\d.,]*(e[-+]?\d+)?([ ,(].*)?")
 
 
 @dataclass(frozen=True)

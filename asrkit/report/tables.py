@@ -93,8 +93,9 @@ def comparison_table(pairs: Sequence[tuple[str, Comparison]], split: str, rate: 
     return Table("All tests", note, ("of", *TESTS), rows)
 
 
-TESTS = ("first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "bootstrap",
-         "p per seed, matched pairs", "seeds needed")  # fmt: skip
+TESTS = ("first", "second", "paired seeds", "difference", "interval", "p", "p, Holm", "seeds needed", "bootstrap",
+         "p per seed, matched pairs")  # fmt: skip
+TINY = 1e-4  # a p of one seed's two runs: below it no digit means anything
 
 
 def _tests(of: str, one: Comparison) -> tuple[str, ...]:
@@ -102,8 +103,8 @@ def _tests(of: str, one: Comparison) -> tuple[str, ...]:
     low, high = one.bootstrap
     return (
         of, one.first, one.second, str(d.seeds), percent(d.mean, 2), interval(d.low, d.high), number(d.p),
-        number(one.p_holm), interval(low, high), ", ".join(number(p, ".2g") for p in one.matched_pairs) or NONE,
-        NONE if one.seeds_needed is None else str(one.seeds_needed),
+        number(one.p_holm), NONE if one.seeds_needed is None else str(one.seeds_needed), interval(low, high),
+        ", ".join(f"<{TINY}" if p < TINY else number(p, ".2g") for p in one.matched_pairs) or NONE,
     )  # fmt: skip
 
 
