@@ -250,6 +250,37 @@ def test_a_state_kept_in_a_buffer(how: str) -> None:
         assert "gradients: RuntimeError: one of the variables" in found[-1].measured
 
 
+# --- what a model writes into
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("write", ["lengths", "features"])
+def test_a_model_that_changes_what_it_is_given(write: str, right: bool) -> None:
+    """Every call gets lengths and features of its own, and so the caller's stay as they are."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        if write == "features":
+            x -= 3
+            x /= 2
+        x = m.into(x).unflatten(1, (-1, 2)).mean(2)
+        if write == "lengths":
+            n //= 2
+        else:
+            n = n // 2
+        return m.out(packed(m.both, x, n) if right else m.both(x)[0]).log_softmax(-1), n
+
+    torch.manual_seed(0)
+    both, out = gru(16, bidirectional=True), nn.Linear(32, LABELS)
+    batch = speech()
+    kept = [one.clone() for one in batch]
+    found = check_model(Model(way, into=nn.Linear(SIZE, 16), both=both, out=out), *batch)
+    assert codes(found) == (set() if right else {"padding_first"})
+    assert all(torch.equal(one, two) for one, two in zip(batch, kept, strict=True))
+    numbers = batch[1].numpy()
+    check_model(Model(way, into=nn.Linear(SIZE, 16), both=both, out=out), batch[0], numbers, *batch[2:])
+    assert numbers.tolist() == kept[1].tolist()
+
+
 # --- layers
 
 

@@ -69,7 +69,7 @@ def check_model(
         targets = as_targets(targets)
         module = model if model is not None else forward if isinstance(forward, nn.Module) else None
         check_inputs(features, lengths, module)
-        features = features.clone() if features.is_inference() else features
+        features = features.detach().clone() if features.is_inference() else features.detach()
         probe = Probe(forward, module, features, lengths, batch_first)
         found = check_features(features, lengths)
         with untouched(module):

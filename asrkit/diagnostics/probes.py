@@ -66,7 +66,7 @@ class Probe:
         self._buffers.restore(norms_only=self.remembers)
         with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
             seed_generators(self.seed)
-            got = self.forward(features, self.lengths)
+            got = self.forward(features.clone(), self.lengths.clone())  # a model may write into what it is given
         return read_output(got, len(self.lengths), self.batch_first)
 
     def forget(self) -> None:
