@@ -143,13 +143,13 @@ def test_norms_over_padded_time(norm: nn.Module) -> None:
     assert (found.code, found.layer) == ("padding_in_statistics", "between")
 
 
-def attention(mask: bool, **options: Any) -> Model:
+def attention(mask: bool, layers: int = 2, **options: Any) -> Model:
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
         return m.out(m.encoder(m.into(x), src_key_padding_mask=~real(x, n) if mask else None)).log_softmax(-1)
 
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    layers = {"into": nn.Linear(SIZE, 16), "encoder": nn.TransformerEncoder(layer, 2, **options)}
+    layers = {"into": nn.Linear(SIZE, 16), "encoder": nn.TransformerEncoder(layer, layers, **options)}
     return Model(way, **layers, out=nn.Linear(16, LABELS))
 
 
@@ -163,12 +163,42 @@ def test_attention_with_torchs_defaults_and_without_a_mask() -> None:
     assert "mask" in found.fix
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_attention_in_bfloat16_is_no_padding(seed: int) -> None:
-    model, (x, *rest) = attention(True, enable_nested_tensor=False), speech()
-    torch.manual_seed(seed)
-    x += torch.randn(x.shape) * real(x, rest[0])[..., None]
-    assert check_model(model.to(torch.bfloat16), x.to(torch.bfloat16), *rest) == []
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("layers", [2, 8])
+def test_attention_in_types_that_round_coarsely(layers: int, kind: str) -> None:
+    """Rounding alone is no padding, however many layers it goes through; padding is found all the same."""
+    for mask in (True, False):
+        model, (x, *rest) = attention(mask, layers, enable_nested_tensor=False), speech()
+        x += torch.randn(x.shape) * real(x, rest[0])[..., None]
+        if kind == "autocast":
+
+            def forward(a: Tensor, n: Tensor, model: Model = model) -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return model(a, n)
+
+            model.eval()  # for the check that does not know it
+            found = [check_model(forward, x, *rest, model=model), check_model(forward, x, *rest)]
+        else:
+            dtype = getattr(torch, kind)
+            found = [check_model(model.to(dtype), x.to(dtype), *rest)]
+        for one in found:
+            assert codes(one) == (set() if mask else {"padding_first"})
+
+
+def test_state_and_mates_in_bfloat16() -> None:
+    """What is known of rounding hides no other fault."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y, h = m.a(x, getattr(m, "last", None))
+        m.last = h if m.leaks else None
+        return m.out(y + (0 if m.leaks else y.mean(0))).log_softmax(-1)
+
+    for leaks in (True, False):
+        model, (x, *rest) = two_layers(way), speech()
+        model.leaks = leaks
+        found = check_model(model.to(torch.bfloat16), x.to(torch.bfloat16), *rest)
+        expected = "leaked_state" if leaks else "train_eval_mismatch"
+        assert [one.code for one in found if one.severity == "error"] == [expected]
 
 
 def test_dropout_that_evaluation_does_not_switch_off() -> None:

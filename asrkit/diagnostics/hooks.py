@@ -57,13 +57,15 @@ class Seen:
     """More than outputs, by name of layer: what it was given, and whether its outputs are (B, C, T).
 
     relus: outputs of activations that are no modules, and the same of them, by the layer that was called before.
-    softmaxes: shapes of what a softmax has given, by a module or not. functions: whether these two could be seen.
+    softmaxes: shapes of what a softmax has given, by a module or not. kinds: floating point types that it computes in,
+    by autocast too. functions: whether these three could be seen.
     """
 
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     channels_first: dict[str, bool] = field(default_factory=dict)
     relus: dict[str, tuple[Tensor, bool]] = field(default_factory=dict)
     softmaxes: set[tuple[int, ...]] = field(default_factory=set)
+    kinds: set[torch.dtype] = field(default_factory=set)
     functions: bool = False
     last: tuple[str, tuple[int, ...]] = ("", ())
 
@@ -108,7 +110,7 @@ def outputs_of(modules: dict[str, nn.Module], seen: Seen | None = None) -> Itera
 
 
 def functions_of(model: nn.Module | None, seen: Seen) -> AbstractContextManager[Any]:
-    """Tell `seen` of relu and softmax while the model is called, by modules and functions; those inside torch's own
+    """Tell `seen` of relu, softmax and types while the model is called, by modules and functions; those inside torch's own
     kernels, and those of a compiled model, cannot be seen."""
     seen.functions = model is None or not any(hasattr(m, "_orig_mod") for m in model.modules())
     return _Functions(seen) if seen.functions else nullcontext()
@@ -121,6 +123,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.is_floating_point():
+            self.seen.kinds.add(output.dtype)
         if func in RELUS and isinstance(output, Tensor) and output.dim() >= 2 and not output.is_nested:
             self.seen.relu(output)
         if func in SOFTMAXES and isinstance(output, Tensor) and not output.is_nested:

@@ -104,7 +104,7 @@ def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) ->
     if given is None:
         found = [one for one in found if not one.code.startswith("lengths_")]
     found = _small_scores(found, _has_softmax(seen, outputs)) if seen.functions else found
-    return Case(probe, targets, target_lengths, blank, outputs, lengths), found
+    return Case(probe, targets, target_lengths, blank, outputs, lengths, seen.kinds), found
 
 
 def _small_scores(found: list[Finding], softmax: bool) -> list[Finding]:

@@ -91,6 +91,11 @@ class Probe:
         x[len(x) // 2] = self.features[len(x) // 2]
         return x
 
+    def rounded(self, eps: float) -> Tensor:
+        """The same batch, every number moved by one rounding of a type with this `eps`, up or down by chance."""
+        up = torch.rand(self.features.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+        return self.features * torch.where(up, 1 + eps, 1 - eps).to(self.features)
+
     def padded(self) -> Tensor:
         """The same batch with half as much again in padding, in whole multiples of 16 for strides.
 
