@@ -143,6 +143,52 @@ def test_norms_over_padded_time(norm: nn.Module) -> None:
     assert (found.code, found.layer) == ("padding_in_statistics", "between")
 
 
+class MaskedNorm(nn.BatchNorm1d):
+    """(B, C, T) with statistics of real frames, by the arguments of torch's own."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        y = x.transpose(1, 2).clone()
+        y[mask] = super().forward(y[mask])
+        return y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("how", "right"),
+    [("rows", False), ("time", False), ("image", False), ("group", False), ("packed", True), ("masked", True)],
+)
+def test_norms_between_layers_that_pack(how: str, right: bool, trained: bool) -> None:
+    """What is unpacked has zeros in its padding, however much the features have."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.a(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[0]
+        if how == "packed":
+            y = y._replace(data=m.between(y.data))
+        else:
+            y = pad_packed_sequence(y, batch_first=True)[0]
+            if how == "rows":
+                y = m.between(y.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, len(n))).transpose(0, 1)
+            elif how == "image":
+                y = m.between(y.transpose(1, 2).unflatten(1, (4, 4))).flatten(1, 2).transpose(1, 2)
+            elif how == "masked":
+                y = m.between(y.transpose(1, 2), real(y, n)).transpose(1, 2)
+            else:
+                y = m.between(y.transpose(1, 2)).transpose(1, 2)
+            y = pack_padded_sequence(y, n, batch_first=True, enforce_sorted=False)
+        return m.out(pad_packed_sequence(m.b(y)[0], batch_first=True)[0]).log_softmax(-1)
+
+    norms = {"image": nn.BatchNorm2d(4), "masked": MaskedNorm(16), "group": nn.GroupNorm(1, 16)}
+    model = two_layers(way, norms.get(how, nn.BatchNorm1d(16)))
+    x, *rest = speech(lengths=(60, 52, 24, 20, 18))
+    if trained:
+        model.train()
+        for _ in range(60):
+            model(x, rest[0])
+    found = check_model(model, x, *rest, trained=trained)
+    assert [(one.code, one.layer) for one in found] == ([] if right else [("padding_in_statistics", "between")])
+
+
 def attention(mask: bool, layers: int = 2, **options: Any) -> Model:
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
         return m.out(m.encoder(m.into(x), src_key_padding_mask=~real(x, n) if mask else None)).log_softmax(-1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asrkit.diagnostics.findings import Finding, finding
 from asrkit.diagnostics.hooks import Seen, outputs_of, watched
+from asrkit.diagnostics.norms import check_unpacked
 from asrkit.diagnostics.probes import Probe, evaluation, is_norm, short, untouched
 
 # Outputs that should be equal differ by rounding, 1e-6 in float32 (TF32 is off here). What is wrong moves them by 0.05
@@ -183,7 +184,7 @@ def check_padding(case: Case) -> list[Finding]:
         moved = moves(probe, look(probe), look(probe, probe.padded()))
     layer = first(case, moved)
     if layer is None:
-        return []
+        return check_unpacked(probe, model)
     words = f"as in training, {words.format(moved[layer])}"
     return [finding("padding_in_statistics", "error", words, short(layer) or None)]
 

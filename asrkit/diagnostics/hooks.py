@@ -22,6 +22,8 @@ SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 WHOLE = (RecurrentLayer, nn.RNNBase, nn.MultiheadAttention)  # looked at as one, whatever is in them
 
+Given = tuple[tuple[Any, ...], dict[str, Any]]  # what a module is called with
+
 
 def watched(model: nn.Module) -> dict[str, nn.Module]:
     """Layers whose outputs are looked at, by path: modules without children, asrkit's layers, recurrent stacks,
@@ -104,6 +106,25 @@ def outputs_of(modules: dict[str, nn.Module], seen: Seen | None = None) -> Itera
     handles = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def inputs_of(modules: dict[str, nn.Module], kept: dict[str, Given]) -> Iterator[None]:
+    """What each module is called with, by name; only where the first argument is a tensor."""
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, keywords: Any) -> None:
+            if args and isinstance(args[0], Tensor):
+                kept[name] = (args[0].detach().clone(), *args[1:]), keywords
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -91,6 +91,14 @@ class Probe:
         x[len(x) // 2] = self.features[len(x) // 2]
         return x
 
+    def noisy(self) -> Tensor:
+        """The same batch with noise on all real frames, as loud as they are: none is left as it was."""
+        real = self.real(self.features.shape[1])
+        noise = torch.randn(self.features.shape, generator=torch.Generator().manual_seed(0)).to(self.features)
+        x = self.features.clone()
+        x[real] += noise[real] * x[real].std()
+        return x
+
     def rounded(self, eps: float) -> Tensor:
         """The same batch, every number moved by one rounding of a type with this `eps`, up or down by chance."""
         up = torch.rand(self.features.shape, generator=torch.Generator().manual_seed(0)) > 0.5
