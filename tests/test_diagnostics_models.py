@@ -326,6 +326,41 @@ def test_a_state_kept_in_a_buffer(how: str) -> None:
         assert "gradients: RuntimeError: one of the variables" in found[-1].measured
 
 
+class Box:
+    """Where somebody keeps the last state."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, Tensor | None] = {}
+
+
+@pytest.mark.parametrize("where", ["attribute", "in place", "list", "object", "global"])
+def test_a_state_of_noise_hides_no_other_fault(where: str) -> None:
+    """The state is put back where it can be, and the other fault measured without it."""
+    hidden = Box()
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        box = hidden if where == "global" else m.box
+        last = m.last if where in ("attribute", "in place") else m.list[-1] if where == "list" else box.states.get("a")
+        y, h = m.over(x, last)
+        h = h if where == "global" else 9 * h  # what is carried stays as loud as what it is carried into
+        if where == "in place":
+            m.last.copy_(h.detach())
+        else:
+            m.last, box.states["a"] = h.detach(), h.detach()
+            m.list.append(h.detach())
+        return m.out(y).log_softmax(-1)
+
+    torch.manual_seed(0)
+    model = Model(way, over=nn.GRU(SIZE, 16), out=nn.Linear(16, LABELS))
+    model.box, model.list, model.last = Box(), [None], torch.zeros(1, 48, 16) if where == "in place" else None
+    found = check_model(model, *speech(48, (48, 48, 48, 48, 48)))
+    assert codes([one for one in found if one.severity == "error"]) == {"leaked_state", "recurrence_over_batch"}
+    if where != "global":  # and afterwards it is as it was
+        assert model.list == [None]
+        assert not model.box.states
+        assert model.last is None or not model.last.any()
+
+
 # --- what a model writes into
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from asrkit.diagnostics.findings import Finding, finding
-from asrkit.diagnostics.hooks import Seen, outputs_of, watched
+from asrkit.diagnostics.hooks import Seen, is_norm, outputs_of, watched
 from asrkit.diagnostics.norms import check_unpacked
-from asrkit.diagnostics.probes import Probe, evaluation, is_norm, short, untouched
+from asrkit.diagnostics.probes import Probe, evaluation, short, untouched
 
 # Outputs that should be equal differ by rounding, 1e-6 in float32 (TF32 is off here). What is wrong moves them by 0.05
 # of their own spread and more (reliability N01: 0.33, N08: 0.05).
@@ -76,9 +76,14 @@ def first(case: Case, moved: dict[str, float]) -> str | None:
 
 def _rounding(case: Case) -> dict[str, float]:
     """How far rounding moves the layers, where the model computes in types that round coarsely."""
-    kinds = case.kinds | {y.dtype for y in case.before.values()}
+    probe, kinds = case.probe, case.kinds | {y.dtype for y in case.before.values()}
     eps = max(torch.finfo(kind).eps for kind in kinds)
-    return {} if eps < FINE else moves(case.probe, case.before, look(case.probe, case.probe.rounded(eps)))
+    if eps < FINE:
+        return {}
+    probe.fresh = True  # whatever it remembers is another matter
+    moved = moves(probe, look(probe), look(probe, probe.rounded(eps)))
+    probe.fresh = False
+    return moved
 
 
 def check_memory(case: Case) -> list[Finding]:
@@ -91,22 +96,33 @@ def check_memory(case: Case) -> list[Finding]:
     probe.remembers = True
     try:
         case.before = look(probe)
-        case.noise = _rounding(case)
         again = moves(probe, case.before, look(probe))
         probe(probe.other())
         later = moves(probe, case.before, look(probe))
     finally:
         probe.remembers = False
+    case.noise = _rounding(case)
     layer = first(case, {name: max(move, later[name]) for name, move in again.items()})
     if layer is None:
         return []
-    probe.settle = 3  # from now on every call that counts begins with the state that this very batch leaves
-    case.before = look(probe)
-    probe(probe.other())
-    noise = moves(probe, case.before, look(probe))
-    case.noise = {name: max(move, case.noise.get(name, 0.0)) for name, move in noise.items()}
+    _settle(case)
     words = f"the same batch again moves its output by {max(again[layer], later[layer]):.2g} standard deviations"
     return [finding("leaked_state", "error", f"{words}, in evaluation mode", short(layer) or None)]
+
+
+def _settle(case: Case) -> None:
+    """From now on every call that counts begins with the state of the beginning, where it can be put back, else with
+    the one that this very batch leaves, which differs a little every time."""
+    probe, noise = case.probe, {}
+    probe.forget()
+    probe.fresh = True
+    for probe.settle in (0, 3):
+        case.before = look(probe)
+        probe(probe.other())
+        noise = moves(probe, case.before, look(probe))
+        if first(case, noise) is None:
+            break
+    case.noise = {name: max(move, case.noise.get(name, 0.0)) for name, move in noise.items()}
 
 
 def check_chance(case: Case) -> list[Finding]:

@@ -25,6 +25,11 @@ WHOLE = (RecurrentLayer, nn.RNNBase, nn.MultiheadAttention)  # looked at as one,
 Given = tuple[tuple[Any, ...], dict[str, Any]]  # what a module is called with
 
 
+def is_norm(module: nn.Module) -> bool:
+    """By name, as torch's, asrkit's and most other people's norms say so; without matrices, which an encoder has."""
+    return "norm" in type(module).__name__.lower() and all(p.dim() < 2 for p in module.parameters())
+
+
 def watched(model: nn.Module) -> dict[str, nn.Module]:
     """Layers whose outputs are looked at, by path: modules without children, asrkit's layers, recurrent stacks,
     attention.
@@ -131,8 +136,8 @@ def inputs_of(modules: dict[str, nn.Module], kept: dict[str, Given]) -> Iterator
 
 
 def functions_of(model: nn.Module | None, seen: Seen) -> AbstractContextManager[Any]:
-    """Tell `seen` of relu, softmax and types while the model is called, by modules and functions; those inside torch's own
-    kernels, and those of a compiled model, cannot be seen."""
+    """Tell `seen` of relu, softmax and types while the model is called, by modules and functions; those inside torch's
+    own kernels, and those of a compiled model, cannot be seen."""
     seen.functions = model is None or not any(hasattr(m, "_orig_mod") for m in model.modules())
     return _Functions(seen) if seen.functions else nullcontext()
 

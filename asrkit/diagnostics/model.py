@@ -55,38 +55,44 @@ def check_model(
     """What is wrong with a model, seen from one real batch of at least two utterances of different lengths.
 
     forward(features (B, T, F), lengths (B,)) -> log-probabilities (B, T', V), or those and the output lengths (B,), or
-    a mapping with `log_probs` (or `logits`) and `lengths`. (T', B, V) with `batch_first=False`. Waveforms (B, S) will
-    do. model: where its layers and parameters are, unless `forward` is an nn.Module. targets, target_lengths: as in
+    a mapping or an object with `log_probs` (or `logits`) and `lengths`. (T', B, V) with `batch_first=False`. Waveforms
+    (B, S) will do. model: where its layers are, unless `forward` is an nn.Module. targets, target_lengths: as in
     check_ctc_batch. trained: whether it has been trained; initial scales are then not judged, and running statistics
-    are. Where nothing is wrong it is called 13 times (11 without norms), once of them with gradients; faults take some
-    more to be told apart. Parameters, gradients, buffers, modes and random numbers are afterwards what they were; a
-    state that the model hides elsewhere is not. A check that the model did not allow is a note `not_checked`.
-
-    Raises DataError (`shapes`) for arguments and outputs that are not as above, and for scripted models.
+    are. Where nothing is wrong it is called 13 times (11 without norms, and 2 more with torch's norms over frames or
+    in half precision), once of them with gradients; faults take some more to be told apart. Parameters, gradients,
+    buffers, modes and random numbers are afterwards what they were. A check that the model did not allow is a note
+    `not_checked`. Raises DataError (`shapes`) for arguments and outputs that are not as above, and scripted models.
     """
     with torch.inference_mode(False):
-        lengths, target_lengths = torch.as_tensor(lengths), torch.as_tensor(target_lengths)
-        targets = as_targets(targets)
         module = model if model is not None else forward if isinstance(forward, nn.Module) else None
+        lengths = torch.as_tensor(lengths)
         check_inputs(features, lengths, module)
         features = features.detach().clone() if features.is_inference() else features.detach()
         probe = Probe(forward, module, features, lengths, batch_first)
-        found = check_features(features, lengths)
         with untouched(module):
-            evaluation(module)
-            with torch.no_grad():
-                case, wrong = _begin(probe, targets, target_lengths, blank)
-                found += wrong
-                found += check_memory(case) + check_chance(case) + check_mates(case) + check_padding(case)
-                if module is not None:
-                    found += _check_layers(probe, module, trained)
-                    found += check_norms(probe, module, trained)
-            if module is not None:
-                found += [] if trained else check_scales(module, case.outputs.shape[2])
-                evaluation(module)
-                without_dropout(module)
-                found += _check_backward(case, module)
+            found = _check(probe, as_targets(targets), torch.as_tensor(target_lengths), blank, trained)
+            if probe.fresh:  # it remembers; not what it was given here
+                probe.forget()
         return sort(found)
+
+
+def _check(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int, trained: bool) -> list[Finding]:
+    """Forward in evaluation mode, then once backward."""
+    model = probe.model
+    evaluation(model)
+    with torch.no_grad():
+        case, found = _begin(probe, targets, target_lengths, blank)
+        found = check_features(probe.features, probe.lengths) + found
+        found += check_memory(case) + check_chance(case) + check_mates(case) + check_padding(case)
+        if model is not None:
+            found += _check_layers(probe, model, trained)
+            found += check_norms(probe, model, trained)
+    if model is not None:
+        found += [] if trained else check_scales(model, case.outputs.shape[2])
+        evaluation(model)
+        without_dropout(model)
+        found += _check_backward(case, model)
+    return found
 
 
 def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) -> tuple[Case, list[Finding]]:

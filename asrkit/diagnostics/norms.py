@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.diagnostics.findings import Finding, finding
-from asrkit.diagnostics.hooks import Given, inputs_of, outputs_of
-from asrkit.diagnostics.probes import Probe, evaluation, is_norm, short, untouched
+from asrkit.diagnostics.hooks import Given, inputs_of, is_norm, outputs_of
+from asrkit.diagnostics.probes import Probe, evaluation, short, untouched
 
 # Mean output of a norm, per feature, in its own standard deviations: a batch of speakers differs from the average by
 # 0.1 to 0.2, padding in the statistics moves it by 0.4 (N01), statistics never learned by 1.
@@ -50,7 +50,7 @@ def check_unpacked(probe: Probe, model: nn.Module) -> list[Finding]:
     Their padding are the places where other audio changes nothing, if these are about as many as there must be. What is
     put there must not move the norm's other outputs: it does not if they are left out, by a norm of one's own.
     """
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, OVER_FRAMES)}
+    norms: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if isinstance(m, OVER_FRAMES)}
     lengths, frames = probe.lengths.double(), probe.features.shape[1]
     least, most = float(1 - lengths.mean() / lengths.max()), float(1 - lengths.mean() / frames)
     if not norms or least == 0:
