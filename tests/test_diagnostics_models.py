@@ -5,9 +5,11 @@ Each fault beside its healthy twin, of which nothing may be said.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -253,6 +255,39 @@ def test_dropout_that_evaluation_does_not_switch_off() -> None:
 
     (found,) = check_model(two_layers(way), *speech())
     assert (found.code, found.layer) == ("random_in_evaluation", "out")
+
+
+@pytest.mark.parametrize("kind", ["numpy", "python"])
+def test_random_numbers_that_are_not_torchs(kind: str) -> None:
+    """Named for what they are, not as a state; their generators go on as if nothing had been."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        if kind == "numpy" and (m.training or m.bad):
+            x = x + torch.as_tensor(np.random.randn(*x.shape)).to(x)
+        if kind == "python" and (m.training or m.bad) and random.random() < 0.5:
+            x = x.flip(2)
+        return plain(m, x, n)
+
+    for bad in (True, False):
+        model = two_layers(way)
+        model.bad = bad
+        random.seed(5)
+        np.random.seed(5)
+        expected = random.random(), np.random.rand()
+        random.seed(5)
+        np.random.seed(5)
+        assert codes(check_model(model, *speech())) == ({"random_in_evaluation"} if bad else set())
+        assert (random.random(), np.random.rand()) == expected
+
+
+def test_a_batch_of_one_utterance_says_what_it_cannot_show() -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        return m.out(m.over(x)[0]).log_softmax(-1)
+
+    x, n, y, sizes = (one[:1] for one in speech())
+    (found,) = check_model(Model(way, over=nn.GRU(SIZE, 16), out=nn.Linear(16, LABELS)), x, n, y, sizes)
+    assert (found.code, found.severity) == ("not_checked", "note")
+    assert found.measured.startswith("recurrence over the batch")
 
 
 def test_positions_from_a_table_that_is_just_long_enough() -> None:

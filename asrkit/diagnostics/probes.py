@@ -5,10 +5,12 @@ Letters: B utterances, T frames, F features, T' output frames, V labels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +50,7 @@ class Probe:
         self._buffers.restore(norms_only=self.remembers)
         if self.fresh:
             self._attributes.restore()
-        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
-            seed_generators(self.seed)
+        with _seeded(self.seed, features.device):
             got = self.forward(features.clone(), self.lengths.clone())  # a model may write into what it is given
         return read_output(got, len(self.lengths), self.batch_first)
 
@@ -115,6 +116,21 @@ class Probe:
         """(B, frames) bool: which of a layer's frames are real, by proportion; `share` of each, from its start."""
         kept = (self.lengths.cpu().double() * frames * share / self.features.shape[1]).floor().long()
         return frame_mask(kept, frames).to(self.features.device)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's, numpy's and Python's own generators begin with the seed, and are afterwards where they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_generators(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager
