@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -648,6 +649,48 @@ def test_waveforms_mappings_and_lists() -> None:
         model.right = right
         found = check_model(model, wave, lengths.tolist(), [[1, 2, 3], [4, 4], [5], [6, 1], [2]], [3, 2, 1, 2, 1])
         assert codes(found) == (set() if right else {"padding_first"})
+
+
+def test_what_is_called_logits_gets_its_log_softmax() -> None:
+    """Of a mapping or an object, as other libraries return them; log_softmax of log-probabilities changes nothing."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Any:
+        y = m.out(packed(m.a, x, n))
+        y = y.log_softmax(-1) if m.done else y.softmax(-1) if m.twice else y
+        return {"loss": None, "logits": y, "lengths": n} if m.mapping else SimpleNamespace(logits=y, log_probs=None)
+
+    for mapping, done, twice in (
+        (True, False, False),
+        (False, False, False),
+        (True, True, False),
+        (False, False, True),
+    ):
+        model = two_layers(way)
+        model.mapping, model.done, model.twice = mapping, done, twice
+        assert codes(check_model(model, *speech())) == ({"log_softmax_twice"} if twice else set())
+    found = check_model(two_layers(lambda m, x, n: {"log_probs": m.out(packed(m.a, x, n))}), *speech())
+    assert codes(found) == {"log_softmax_missing"}
+
+
+def test_models_that_cannot_be_called() -> None:
+    class NoLengths(nn.Module):
+        def __init__(self, lazy: bool = False) -> None:
+            super().__init__()
+            self.a, self.out = gru(), nn.LazyLinear(LABELS) if lazy else nn.Linear(16, LABELS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.a(x)[0]).log_softmax(-1)
+
+    model = NoLengths()
+    for forward, words in (
+        (model, "cannot be called with features and lengths.*lambda x, n: net.x."),
+        (lambda x, *, lengths: model(x), "cannot be called with features and lengths"),
+        (two_layers(lambda m, x, n: plain(m, x, n), nn.LazyLinear(16)), "lazy layers have no weights yet.*call it on"),
+    ):
+        with pytest.raises(DataError, match=words) as error:
+            check_model(forward, *speech())
+        assert error.value.reason == "shapes"
+    assert check_model(lambda x, n: model(x), *speech(), model=model) == []
 
 
 def test_what_is_no_batch_or_no_output_is_refused() -> None:

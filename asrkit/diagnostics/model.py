@@ -27,7 +27,7 @@ from asrkit.diagnostics.probes import (
     without_dropout,
 )
 from asrkit.diagnostics.scales import check_gradients, check_scales, silent_layers
-from asrkit.diagnostics.shapes import Lengths, Targets, as_targets, check_inputs, rows_of
+from asrkit.diagnostics.shapes import Lengths, Targets, as_targets, as_tensor, check_forward, check_inputs, rows_of
 
 # Eleven untrained recurrent layers of width 8 with ReLU and no norm, the worst of the shipped recipes, keep 7e-4, and
 # 6e-5 behind a linear layer with its bias, 9e-6 after a few updates (normalization-facts 1.8: 0.07 at width 192).
@@ -65,12 +65,14 @@ def check_model(
     """
     with torch.inference_mode(False):
         module = model if model is not None else forward if isinstance(forward, nn.Module) else None
-        lengths = torch.as_tensor(lengths)
+        lengths = as_tensor(lengths, "lengths", "one number for each utterance (B,)")
+        check_forward(forward)
         check_inputs(features, lengths, module)
+        sizes = as_tensor(target_lengths, "target lengths", "one number for each utterance (B,)")
         features = features.detach().clone() if features.is_inference() else features.detach()
         probe = Probe(forward, module, features, lengths, batch_first)
         with untouched(module):
-            found = _check(probe, as_targets(targets), torch.as_tensor(target_lengths), blank, trained)
+            found = _check(probe, as_targets(targets), sizes, blank, trained)
             if probe.fresh:  # it remembers; not what it was given here
                 probe.forget()
         return sort(found)
@@ -128,8 +130,10 @@ def _has_softmax(seen: Seen, outputs: Tensor) -> bool:
     )
 
 
-def check_features(features: Tensor, lengths: Tensor) -> list[Finding]:
+def check_features(features: Tensor, lengths: Lengths) -> list[Finding]:
     """Features (B, T, F) as they go into the model: finite, and not linear power (all of one sign, over decades)."""
+    lengths = as_tensor(lengths, "lengths", "one number for each utterance (B,)")
+    check_inputs(features, lengths, None)
     frames = torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]
     real = features.detach()[frames].float()
     if not bool(real.isfinite().all()):
