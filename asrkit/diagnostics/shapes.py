@@ -87,10 +87,8 @@ def check_shapes(
             f"pass batch_first={not batch_first}" if turned else None,
         )
     if not 0 <= blank < shape[2]:
-        last = f"blank={shape[2] - 1}" if blank == -1 else None
-        raise refuse(
-            f"blank {blank} of {shape[2]} labels", f"0 to {shape[2] - 1}", last and f"if it is the last: {last}"
-        )
+        fix = f"if it is the last, blank={shape[2] - 1}" if blank == -1 else None
+        raise refuse(f"blank {blank} of {shape[2]} labels", f"0 to {shape[2] - 1}", fix)
 
 
 def _check_lengths(kinds: dict[str, Any], log_probs: Tensor) -> None:
@@ -154,7 +152,7 @@ def _check_module(module: nn.Module) -> None:
             "a scripted model hides its layers", "an nn.Module that is not scripted",
             "give the module that it was made of, or a function around it: lambda x, n: scripted(x, n)",
         )  # fmt: skip
-    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in (*module.parameters(), *module.buffers())):
+    if any(nn.parameter.is_lazy(p) for p in (*module.parameters(), *module.buffers())):
         raise refuse(
             "lazy layers have no weights yet", "a model that has been called once",
             "call it on a batch before: model(features, lengths)",
