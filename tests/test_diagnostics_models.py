@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -529,6 +530,20 @@ def test_a_gradient_that_is_cut_off(layers: int) -> None:
     nn.init.zeros_(model.out.weight)
     nn.init.normal_(model.out.bias, std=0.1)
     assert codes(check_model(model, *speech())) <= {"log_softmax_twice"}
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference", "detach", "healthy", "frozen"])
+def test_an_output_without_any_gradient(how: str) -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        modes = {"no_grad": torch.no_grad(), "inference": torch.inference_mode()}
+        with modes.get(how, nullcontext()):
+            y = plain(m, x, n)
+        return y.detach() if how == "detach" else y
+
+    found = check_model(two_layers(way).requires_grad_(how != "frozen"), *speech())
+    expected = [] if how in ("healthy", "frozen") else [("vanishing_gradients", "error")]
+    assert [(one.code, one.severity) for one in found] == expected
+    assert all("no gradient at all: with this function nothing can be trained" in one.measured for one in found)
 
 
 def test_gradients_of_utterances_with_hardly_more_frames_than_labels() -> None:
