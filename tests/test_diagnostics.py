@@ -567,7 +567,7 @@ def test_below_the_floor_and_deaf(loss: float, weakest: float, updates: int, emp
 def test_findings_are_sorted_and_gathered() -> None:
     some = [finding("nan", "note", "a"), finding("collapse", "error", "b", "x"), finding("collapse", "error", "c", "y")]
     assert [one.measured for one in sort([*some, *some])] == ["b", "c", "a"]
-    assert [one.measured for one in gather(gather([*some, *some]))] == ["b (and 1 more layers)", "a"]
+    assert [one.measured for one in gather(gather([*some, *some]))] == ["b (and 1 more layer)", "a"]
     assert str(some[1]).startswith("error[collapse] in x: b; ")
 
 

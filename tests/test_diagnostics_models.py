@@ -130,6 +130,84 @@ def test_recurrence_over_the_batch_behind_a_layer_that_packs(in_order: bool) -> 
     assert [(one.code, one.layer) for one in check_model(model, *speech())] == [("recurrence_over_batch", "over")]
 
 
+def image(frames_last: bool, wrong: str) -> Model:
+    """Two convolutions over time and frequency with masks behind them, a norm that is wrong or not, and a GRU."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = x[:, None].transpose(2, 3) if frames_last else x[:, None]
+        keep = real(x, n)[:, None, None] if frames_last else real(x, n)[:, None, :, None]
+        y = m.one(y) * keep
+        y = m.two(y if wrong != "mates" else y + y.mean((0, 2, 3), keepdim=True)) * keep
+        y = m.norm(y) * keep if wrong == "norm" else y
+        y = y.permute(0, 3, 1, 2) if frames_last else y.permute(0, 2, 1, 3)
+        return m.out(packed(m.rnn, y.flatten(2), n)).log_softmax(-1)
+
+    torch.manual_seed(0)
+    convs = {"one": nn.Conv2d(1, 3, 3, padding=1), "two": nn.Conv2d(3, 3, 5, padding=2)}
+    return Model(way, **convs, norm=nn.BatchNorm2d(3), rnn=gru(3 * SIZE), out=nn.Linear(16, LABELS))
+
+
+@pytest.mark.parametrize("frames_last", [True, False])
+def test_layers_over_time_and_frequency_are_looked_at(frames_last: bool) -> None:
+    assert check_model(image(frames_last, ""), *speech()) == []
+    (found,) = check_model(image(frames_last, "norm"), *speech())
+    assert (found.code, found.layer) == ("padding_in_statistics", "norm")
+    found = check_model(image(frames_last, "mates"), *speech())
+    assert ("train_eval_mismatch", "two") in {(one.code, one.layer) for one in found}
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_layers_with_time_first_are_looked_at(bad: bool) -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.a(x.transpose(0, 1))[0]
+        y = m.over(y.transpose(0, 1) if bad else y)[0]
+        return m.out(y if bad else y.transpose(0, 1)).log_softmax(-1)
+
+    torch.manual_seed(0)
+    model = Model(way, a=nn.GRU(SIZE, 16), over=nn.GRU(16, 16), out=nn.Linear(16, LABELS))
+    found = check_model(model, *speech())
+    assert [(one.code, one.layer) for one in found] == ([("recurrence_over_batch", "over")] if bad else [])
+
+
+def test_layers_that_cannot_be_looked_at_are_named_with_the_one_behind_them() -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.two(m.one(x + x[:, :1].mean(0)).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return m.out(packed(m.rnn, y, n)).log_softmax(-1)
+
+    torch.manual_seed(0)
+    model = Model(way, one=nn.Linear(SIZE, 16), two=nn.Linear(16, 16), rnn=gru(16), out=nn.Linear(16, LABELS))
+    (found,) = check_model(model, *speech())
+    assert (found.layer, "not looked at" in found.measured) == ("one", False)
+    model.one = nn.Sequential(nn.Flatten(0, 1), nn.Linear(SIZE, 16), nn.Unflatten(0, (5, -1)))
+    model.way = lambda m, x, n: m.out(packed(m.rnn, m.one(x + x[:, :1].mean(0)), n)).log_softmax(-1)
+    (found,) = check_model(model, *speech())
+    assert (found.layer, found.measured.partition(" (")[2]) == ("one.2", "not looked at: one.0 to one.1 before it)")
+
+
+def test_as_many_frames_as_channels() -> None:
+    """A layer norm behind a convolution has the convolution's shape then, and not its layout."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.norm((m.conv(x.transpose(1, 2)).transpose(1, 2) + 0.1) * real(x, n)[..., None])
+        return m.out(packed(m.rnn, y, n)).log_softmax(-1)
+
+    frames = 60 + 16 * (1 + 60 // 32)  # with more padding
+    torch.manual_seed(0)
+    conv, norm = nn.Conv1d(SIZE, frames, 3, padding=1), nn.LayerNorm(frames)
+    assert check_model(Model(way, conv=conv, norm=norm, rnn=gru(frames), out=nn.Linear(16, LABELS)), *speech()) == []
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_outputs_in_the_order_of_a_sort(restored: bool) -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        lengths, order = n.sort(descending=True)
+        y = m.out(packed(m.a, x[order], lengths, in_order=True)).log_softmax(-1)
+        return y[order.argsort()] if restored else y
+
+    found = check_model(two_layers(way), *speech(lengths=(31, 60, 44, 52, 40)))
+    assert codes(found) == (set() if restored else {"outputs_out_of_order"})
+
+
 def test_a_batch_in_another_order_that_the_model_refuses() -> None:
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
         if int(n[0]) == int(n[-1]):

@@ -10,14 +10,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 
 from asrkit.layers import Chain, Layer, Residual
 from asrkit.recurrent.layer import RecurrentLayer
 
 RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-CHANNELS_FIRST = (nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm, nn.Conv1d)  # of which outputs are (B, C, T)
+_pool = nn.modules.pooling
+CHANNELS_FIRST = (  # of which outputs are (B, C, T) or (B, C, ., .)
+    nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.modules.conv._ConvNd,
+    _pool._MaxPoolNd, _pool._AvgPoolNd, _pool._AdaptiveMaxPoolNd, _pool._AdaptiveAvgPoolNd,
+)  # fmt: skip
+CHANNELS_LAST = (nn.LayerNorm, nn.RMSNorm)
 SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 WHOLE = (RecurrentLayer, nn.RNNBase, nn.MultiheadAttention)  # looked at as one, whatever is in them
@@ -51,9 +56,9 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def plain(given: Any) -> Tensor | None:
-    """A layer's numbers, without a gradient: packed ones (N, C), nested ones with zeros behind the shorter."""
+    """A layer's numbers, without a gradient; packed and nested ones with zeros behind the shorter."""
     first = given[0] if isinstance(given, tuple) and given and not isinstance(given, PackedSequence) else given
-    first = first.data if isinstance(first, PackedSequence) else first
+    first = pad_packed_sequence(first, batch_first=True)[0] if isinstance(first, PackedSequence) else first
     if not isinstance(first, Tensor) or not first.is_floating_point():
         return None
     return first.detach().to_padded_tensor(0.0) if first.is_nested else first.detach()
@@ -61,7 +66,7 @@ def plain(given: Any) -> Tensor | None:
 
 @dataclass
 class Seen:
-    """More than outputs, by name of layer: what it was given, and whether its outputs are (B, C, T).
+    """More than outputs, by name of layer: what it was given, and whether its outputs are (B, C, T) or (B, C, ., .).
 
     relus: outputs of activations that are no modules, and the same of them, by the layer that was called before.
     softmaxes: shapes of what a softmax has given, by a module or not. kinds: floating point types that it computes in,
@@ -81,7 +86,8 @@ class Seen:
         self.inputs[name] = [tensor for one in args if (tensor := plain(one)) is not None]
         before, shape = self.last
         same = shape == tuple(output.shape) and all(p.dim() < 2 for p in module.parameters())
-        first = isinstance(module, CHANNELS_FIRST) and output.dim() == 3
+        same = same and not isinstance(module, CHANNELS_LAST)  # T may be as large as C
+        first = isinstance(module, CHANNELS_FIRST) and output.dim() in (3, 4)
         self.channels_first[name] = first or (same and self.channels_first.get(before, False))
         own = output.data_ptr()  # a module that calls F.relu is seen as a module
         self.relus = {key: one for key, one in self.relus.items() if one[0].data_ptr() != own}

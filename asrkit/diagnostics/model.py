@@ -213,7 +213,7 @@ def _dead(probe: Probe, model: nn.Module, outputs: dict[str, Tensor], seen: Seen
     relus += [(f"relu after {short(n) or 'the input'}", y, turned) for n, (y, turned) in seen.relus.items()]
     shares = {}
     for name, output, turned in relus:
-        output = output.transpose(1, 2) if turned else output
+        output = output.transpose(1, 2) if turned and output.dim() == 3 else output
         batch = output.dim() == 3 and output.shape[0] == len(probe.features)
         shares[name] = dead_share(output, probe.real(output.shape[1]) if batch else None)
     return shares

@@ -38,6 +38,7 @@ class Probe:
         self.settle = 0  # calls on the batch itself before each call that counts, for a model that remembers
         self.fresh = False  # whether attributes, too, are before every call what they were in the beginning
         self.seed = 0
+        self.order: list[str] = []  # the layers whose outputs were looked at last, readable or not
         self.remembers = False  # whether buffers go on from call to call, those of norms excepted
 
     def __call__(self, features: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -70,12 +71,23 @@ class Probe:
         return x
 
     def mates(self) -> Tensor:
-        """The same batch with other and louder content in all utterances but the middle one."""
+        """The same batch with other and louder content in all utterances but the one that is `kept`."""
         x = self.other()
         for i, n in enumerate(self.lengths.long().tolist()):
             x[i, :n] *= LOUDER
-        x[len(x) // 2] = self.features[len(x) // 2]
+        x[self.kept] = self.features[self.kept]
         return x
+
+    @property
+    def kept(self) -> int:
+        """The middle one, or one near it that a sort by length would move; not the first one, which has no utterance
+        before it."""
+        middle = len(self.lengths) // 2
+        lengths = self.lengths.cpu()
+        there = torch.arange(len(lengths))
+        stays = (lengths.argsort(descending=True, stable=True) == there) | (lengths.argsort(stable=True) == there)
+        moved = [i for i in there.tolist() if i > 0 and not stays[i]]
+        return min(moved, key=lambda i: abs(i - middle), default=middle)
 
     def noisy(self) -> Tensor:
         """The same batch with noise on all real frames, as loud as they are: none is left as it was."""
