@@ -17,7 +17,7 @@ PAGE = Path(__file__).with_name("diagnosis.md")
 BEGIN, END = "<!-- codes: python docs/diagnosis_codes.py -->", "<!-- end of codes -->"
 SOURCES = {  # what a code in one of these files can be found in
     "batch": ("batch.py",),
-    "model": ("model.py", "behaviour.py", "norms.py", "scales.py"),
+    "model": ("model.py", "behaviour.py", "norms.py", "scales.py", "backward.py"),
     "run": ("progress.py", "run.py"),
 }
 

@@ -14,11 +14,13 @@ from toy import make_corpus
 from asrkit.bundle import load_bundle
 from asrkit.ctc import required_frames
 from asrkit.defects import FaultyLoss, Memory, forget
-from asrkit.diagnostics.run import diagnose_run
+from asrkit.diagnostics import check_model
+from asrkit.diagnostics.run import diagnose_run, some_batch
 from asrkit.errors import NumericError, RecipeError
 from asrkit.experiment import train
 from asrkit.features import Fbank
 from asrkit.model import build_model, parameter_count
+from asrkit.preparation import prepare
 from asrkit.recipe import load_recipe
 from asrkit.recipe.schema import DEFECTS, SCHEMA
 from asrkit.recipe.validation import validate
@@ -104,6 +106,35 @@ def test_all_defects_at_once_are_all_named_and_nothing_else(tmp_path: Path, corp
     found, said = diagnosed(tmp_path, corpus, *DEFECTS)
     assert found == set.union(*NAMES.values())
     assert len(said) == 5  # lengths, impossible targets, zero_infinity, features, biases
+
+
+OF_MODELS = {"leaked_state", "recurrence_over_batch", "padding_first"}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", ["model1", "model2", "model3"])
+def test_all_defects_of_the_shipped_models_at_once(tmp_path: Path, corpus: Path, name: str, seed: int) -> None:
+    """Untrained: one fault hides no other, and none is named that is not there. The state of random weights that is
+    carried is as loud as what it is carried into."""
+    options = {
+        "width": 16, "seed": seed, "defects": f"[{', '.join(DEFECTS)}]", "data.root": corpus, "data.test": "null",
+        "data.cache": tmp_path / "cache", "data.sample_rate": 8000, "features.options.high_hz": 4000.0,
+    }  # fmt: skip
+    narrow = load_recipe(
+        AS_POSTED / f"{name}.yaml", [(key, str(value)) for key, value in options.items()], known=SCHEMA
+    )
+    prepared = prepare(narrow, ("train",))
+    batch = some_batch(prepared.splits["train"], 8)
+    prepared.model.acoustic.objective = None
+    found = check_model(
+        prepared.model.acoustic, batch.features, batch.lengths, batch.targets, batch.target_lengths
+    )  # fmt: skip
+    # Recurrence over the batch is put in place of the other's way through it: model3 alone has a layer that is spared.
+    expected = OF_MODELS - (set() if name == "model3" else {"padding_first"})
+    depth = {"vanishing_gradients", "input_independent_layer", "dead_relus"}
+    assert {one.code for one in found if one.severity != "note"} - depth == expected | {
+        "wild_bias_scale", "linear_features",
+    }  # fmt: skip
 
 
 # --- each does what it says

@@ -126,6 +126,33 @@ def test_each_fault_of_a_batch_is_named_and_nothing_else(name: str) -> None:
         assert codes(check_ctc_batch(**other, batch_first=False)) == expected
 
 
+def test_arguments_that_are_not_tensors_or_no_batch() -> None:
+    """Numpy's arrays do; what cannot be read is refused in words."""
+    batch = healthy_batch()
+    assert check_ctc_batch(**{key: value.numpy() for key, value in batch.items()}) == []
+    assert check_ctc_batch(**batch | {"blank": 0}) == []
+    for change, words in (
+        ({"log_probs": "text"}, "log_probs: a str that torch cannot read"),
+        ({"log_probs": torch.randn(30, 7), "lengths": torch.tensor(30)}, r"lengths \(\).*a batch of one: x.None."),
+        ({"target_lengths": 3}, r"target lengths \(\)"),
+        ({"lengths": ["a"] * 4}, "lengths: a list that torch cannot read"),
+        ({"targets": ["hola", "a", "b", "c"]}, "targets: a str that torch cannot read"),
+        ({"blank": 7}, "blank 7 of 7 labels; possible: 0 to 6"),
+        ({"blank": -1}, "blank -1 of 7 labels.*blank=6"),
+    ):
+        with pytest.raises(DataError, match=words) as error:
+            check_ctc_batch(**batch | change)
+        assert error.value.reason == "shapes"
+    x = torch.randn(2, 30, 5)
+    assert check_features(x, [30, 20]) == []
+    with pytest.raises(DataError, match="lengths"):
+        check_features(x, [30, 20, 10])
+    for loss in (nn.CTCLoss(blank=28), nn.CTCLoss(blank=28, zero_infinity=True)):
+        assert codes(check_loss(loss)) == ({"zero_infinity"} if loss.zero_infinity else set())
+    with pytest.raises(DataError, match="blank -1"):
+        check_loss(nn.CTCLoss(blank=-1))
+
+
 def test_healthy_batches_raise_nothing() -> None:
     for seed in range(50):
         torch.manual_seed(seed)
@@ -540,7 +567,7 @@ def test_below_the_floor_and_deaf(loss: float, weakest: float, updates: int, emp
 def test_findings_are_sorted_and_gathered() -> None:
     some = [finding("nan", "note", "a"), finding("collapse", "error", "b", "x"), finding("collapse", "error", "c", "y")]
     assert [one.measured for one in sort([*some, *some])] == ["b", "c", "a"]
-    assert [one.measured for one in gather(gather([*some, *some]))] == ["b (and 1 more layers)", "a"]
+    assert [one.measured for one in gather(gather([*some, *some]))] == ["b (and 1 more layer)", "a"]
     assert str(some[1]).startswith("error[collapse] in x: b; ")
 
 

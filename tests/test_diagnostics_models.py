@@ -5,9 +5,13 @@ Each fault beside its healthy twin, of which nothing may be said.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +130,84 @@ def test_recurrence_over_the_batch_behind_a_layer_that_packs(in_order: bool) -> 
     assert [(one.code, one.layer) for one in check_model(model, *speech())] == [("recurrence_over_batch", "over")]
 
 
+def image(frames_last: bool, wrong: str) -> Model:
+    """Two convolutions over time and frequency with masks behind them, a norm that is wrong or not, and a GRU."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = x[:, None].transpose(2, 3) if frames_last else x[:, None]
+        keep = real(x, n)[:, None, None] if frames_last else real(x, n)[:, None, :, None]
+        y = m.one(y) * keep
+        y = m.two(y if wrong != "mates" else y + y.mean((0, 2, 3), keepdim=True)) * keep
+        y = m.norm(y) * keep if wrong == "norm" else y
+        y = y.permute(0, 3, 1, 2) if frames_last else y.permute(0, 2, 1, 3)
+        return m.out(packed(m.rnn, y.flatten(2), n)).log_softmax(-1)
+
+    torch.manual_seed(0)
+    convs = {"one": nn.Conv2d(1, 3, 3, padding=1), "two": nn.Conv2d(3, 3, 5, padding=2)}
+    return Model(way, **convs, norm=nn.BatchNorm2d(3), rnn=gru(3 * SIZE), out=nn.Linear(16, LABELS))
+
+
+@pytest.mark.parametrize("frames_last", [True, False])
+def test_layers_over_time_and_frequency_are_looked_at(frames_last: bool) -> None:
+    assert check_model(image(frames_last, ""), *speech()) == []
+    (found,) = check_model(image(frames_last, "norm"), *speech())
+    assert (found.code, found.layer) == ("padding_in_statistics", "norm")
+    found = check_model(image(frames_last, "mates"), *speech())
+    assert ("train_eval_mismatch", "two") in {(one.code, one.layer) for one in found}
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_layers_with_time_first_are_looked_at(bad: bool) -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.a(x.transpose(0, 1))[0]
+        y = m.over(y.transpose(0, 1) if bad else y)[0]
+        return m.out(y if bad else y.transpose(0, 1)).log_softmax(-1)
+
+    torch.manual_seed(0)
+    model = Model(way, a=nn.GRU(SIZE, 16), over=nn.GRU(16, 16), out=nn.Linear(16, LABELS))
+    found = check_model(model, *speech())
+    assert [(one.code, one.layer) for one in found] == ([("recurrence_over_batch", "over")] if bad else [])
+
+
+def test_layers_that_cannot_be_looked_at_are_named_with_the_one_behind_them() -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.two(m.one(x + x[:, :1].mean(0)).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return m.out(packed(m.rnn, y, n)).log_softmax(-1)
+
+    torch.manual_seed(0)
+    model = Model(way, one=nn.Linear(SIZE, 16), two=nn.Linear(16, 16), rnn=gru(16), out=nn.Linear(16, LABELS))
+    (found,) = check_model(model, *speech())
+    assert (found.layer, "not looked at" in found.measured) == ("one", False)
+    model.one = nn.Sequential(nn.Flatten(0, 1), nn.Linear(SIZE, 16), nn.Unflatten(0, (5, -1)))
+    model.way = lambda m, x, n: m.out(packed(m.rnn, m.one(x + x[:, :1].mean(0)), n)).log_softmax(-1)
+    (found,) = check_model(model, *speech())
+    assert (found.layer, found.measured.partition(" (")[2]) == ("one.2", "not looked at: one.0 to one.1 before it)")
+
+
+def test_as_many_frames_as_channels() -> None:
+    """A layer norm behind a convolution has the convolution's shape then, and not its layout."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.norm((m.conv(x.transpose(1, 2)).transpose(1, 2) + 0.1) * real(x, n)[..., None])
+        return m.out(packed(m.rnn, y, n)).log_softmax(-1)
+
+    frames = 60 + 16 * (1 + 60 // 32)  # with more padding
+    torch.manual_seed(0)
+    conv, norm = nn.Conv1d(SIZE, frames, 3, padding=1), nn.LayerNorm(frames)
+    assert check_model(Model(way, conv=conv, norm=norm, rnn=gru(frames), out=nn.Linear(16, LABELS)), *speech()) == []
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_outputs_in_the_order_of_a_sort(restored: bool) -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        lengths, order = n.sort(descending=True)
+        y = m.out(packed(m.a, x[order], lengths, in_order=True)).log_softmax(-1)
+        return y[order.argsort()] if restored else y
+
+    found = check_model(two_layers(way), *speech(lengths=(31, 60, 44, 52, 40)))
+    assert codes(found) == (set() if restored else {"outputs_out_of_order"})
+
+
 def test_a_batch_in_another_order_that_the_model_refuses() -> None:
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
         if int(n[0]) == int(n[-1]):
@@ -143,13 +225,59 @@ def test_norms_over_padded_time(norm: nn.Module) -> None:
     assert (found.code, found.layer) == ("padding_in_statistics", "between")
 
 
-def attention(mask: bool, **options: Any) -> Model:
+class MaskedNorm(nn.BatchNorm1d):
+    """(B, C, T) with statistics of real frames, by the arguments of torch's own."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        y = x.transpose(1, 2).clone()
+        y[mask] = super().forward(y[mask])
+        return y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("how", "right"),
+    [("rows", False), ("time", False), ("image", False), ("group", False), ("packed", True), ("masked", True)],
+)
+def test_norms_between_layers_that_pack(how: str, right: bool, trained: bool) -> None:
+    """What is unpacked has zeros in its padding, however much the features have."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y = m.a(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[0]
+        if how == "packed":
+            y = y._replace(data=m.between(y.data))
+        else:
+            y = pad_packed_sequence(y, batch_first=True)[0]
+            if how == "rows":
+                y = m.between(y.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, len(n))).transpose(0, 1)
+            elif how == "image":
+                y = m.between(y.transpose(1, 2).unflatten(1, (4, 4))).flatten(1, 2).transpose(1, 2)
+            elif how == "masked":
+                y = m.between(y.transpose(1, 2), real(y, n)).transpose(1, 2)
+            else:
+                y = m.between(y.transpose(1, 2)).transpose(1, 2)
+            y = pack_padded_sequence(y, n, batch_first=True, enforce_sorted=False)
+        return m.out(pad_packed_sequence(m.b(y)[0], batch_first=True)[0]).log_softmax(-1)
+
+    norms = {"image": nn.BatchNorm2d(4), "masked": MaskedNorm(16), "group": nn.GroupNorm(1, 16)}
+    model = two_layers(way, norms.get(how, nn.BatchNorm1d(16)))
+    x, *rest = speech(lengths=(60, 52, 24, 20, 18))
+    if trained:
+        model.train()
+        for _ in range(60):
+            model(x, rest[0])
+    found = check_model(model, x, *rest, trained=trained)
+    assert [(one.code, one.layer) for one in found] == ([] if right else [("padding_in_statistics", "between")])
+
+
+def attention(mask: bool, layers: int = 2, **options: Any) -> Model:
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
         return m.out(m.encoder(m.into(x), src_key_padding_mask=~real(x, n) if mask else None)).log_softmax(-1)
 
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    layers = {"into": nn.Linear(SIZE, 16), "encoder": nn.TransformerEncoder(layer, 2, **options)}
+    layers = {"into": nn.Linear(SIZE, 16), "encoder": nn.TransformerEncoder(layer, layers, **options)}
     return Model(way, **layers, out=nn.Linear(16, LABELS))
 
 
@@ -163,12 +291,42 @@ def test_attention_with_torchs_defaults_and_without_a_mask() -> None:
     assert "mask" in found.fix
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_attention_in_bfloat16_is_no_padding(seed: int) -> None:
-    model, (x, *rest) = attention(True, enable_nested_tensor=False), speech()
-    torch.manual_seed(seed)
-    x += torch.randn(x.shape) * real(x, rest[0])[..., None]
-    assert check_model(model.to(torch.bfloat16), x.to(torch.bfloat16), *rest) == []
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("layers", [2, 8])
+def test_attention_in_types_that_round_coarsely(layers: int, kind: str) -> None:
+    """Rounding alone is no padding, however many layers it goes through; padding is found all the same."""
+    for mask in (True, False):
+        model, (x, *rest) = attention(mask, layers, enable_nested_tensor=False), speech()
+        x += torch.randn(x.shape) * real(x, rest[0])[..., None]
+        if kind == "autocast":
+
+            def forward(a: Tensor, n: Tensor, model: Model = model) -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return model(a, n)
+
+            model.eval()  # for the check that does not know it
+            found = [check_model(forward, x, *rest, model=model), check_model(forward, x, *rest)]
+        else:
+            dtype = getattr(torch, kind)
+            found = [check_model(model.to(dtype), x.to(dtype), *rest)]
+        for one in found:
+            assert codes(one) == (set() if mask else {"padding_first"})
+
+
+def test_state_and_mates_in_bfloat16() -> None:
+    """What is known of rounding hides no other fault."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        y, h = m.a(x, getattr(m, "last", None))
+        m.last = h if m.leaks else None
+        return m.out(y + (0 if m.leaks else y.mean(0))).log_softmax(-1)
+
+    for leaks in (True, False):
+        model, (x, *rest) = two_layers(way), speech()
+        model.leaks = leaks
+        found = check_model(model.to(torch.bfloat16), x.to(torch.bfloat16), *rest)
+        expected = "leaked_state" if leaks else "train_eval_mismatch"
+        assert [one.code for one in found if one.severity == "error"] == [expected]
 
 
 def test_dropout_that_evaluation_does_not_switch_off() -> None:
@@ -177,6 +335,39 @@ def test_dropout_that_evaluation_does_not_switch_off() -> None:
 
     (found,) = check_model(two_layers(way), *speech())
     assert (found.code, found.layer) == ("random_in_evaluation", "out")
+
+
+@pytest.mark.parametrize("kind", ["numpy", "python"])
+def test_random_numbers_that_are_not_torchs(kind: str) -> None:
+    """Named for what they are, not as a state; their generators go on as if nothing had been."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        if kind == "numpy" and (m.training or m.bad):
+            x = x + torch.as_tensor(np.random.randn(*x.shape)).to(x)
+        if kind == "python" and (m.training or m.bad) and random.random() < 0.5:
+            x = x.flip(2)
+        return plain(m, x, n)
+
+    for bad in (True, False):
+        model = two_layers(way)
+        model.bad = bad
+        random.seed(5)
+        np.random.seed(5)
+        expected = random.random(), np.random.rand()
+        random.seed(5)
+        np.random.seed(5)
+        assert codes(check_model(model, *speech())) == ({"random_in_evaluation"} if bad else set())
+        assert (random.random(), np.random.rand()) == expected
+
+
+def test_a_batch_of_one_utterance_says_what_it_cannot_show() -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        return m.out(m.over(x)[0]).log_softmax(-1)
+
+    x, n, y, sizes = (one[:1] for one in speech())
+    (found,) = check_model(Model(way, over=nn.GRU(SIZE, 16), out=nn.Linear(16, LABELS)), x, n, y, sizes)
+    assert (found.code, found.severity) == ("not_checked", "note")
+    assert found.measured.startswith("recurrence over the batch")
 
 
 def test_positions_from_a_table_that_is_just_long_enough() -> None:
@@ -248,6 +439,72 @@ def test_a_state_kept_in_a_buffer(how: str) -> None:
     if how == "in place":  # torch itself refuses to train this
         assert found[-1].code == "not_checked"
         assert "gradients: RuntimeError: one of the variables" in found[-1].measured
+
+
+class Box:
+    """Where somebody keeps the last state."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, Tensor | None] = {}
+
+
+@pytest.mark.parametrize("where", ["attribute", "in place", "list", "object", "global"])
+def test_a_state_of_noise_hides_no_other_fault(where: str) -> None:
+    """The state is put back where it can be, and the other fault measured without it."""
+    hidden = Box()
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        box = hidden if where == "global" else m.box
+        last = m.last if where in ("attribute", "in place") else m.list[-1] if where == "list" else box.states.get("a")
+        y, h = m.over(x, last)
+        h = h if where == "global" else 9 * h  # what is carried stays as loud as what it is carried into
+        if where == "in place":
+            m.last.copy_(h.detach())
+        else:
+            m.last, box.states["a"] = h.detach(), h.detach()
+            m.list.append(h.detach())
+        return m.out(y).log_softmax(-1)
+
+    torch.manual_seed(0)
+    model = Model(way, over=nn.GRU(SIZE, 16), out=nn.Linear(16, LABELS))
+    model.box, model.list, model.last = Box(), [None], torch.zeros(1, 48, 16) if where == "in place" else None
+    found = check_model(model, *speech(48, (48, 48, 48, 48, 48)))
+    assert codes([one for one in found if one.severity == "error"]) == {"leaked_state", "recurrence_over_batch"}
+    if where != "global":  # and afterwards it is as it was
+        assert model.list == [None]
+        assert not model.box.states
+        assert model.last is None or not model.last.any()
+
+
+# --- what a model writes into
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("write", ["lengths", "features"])
+def test_a_model_that_changes_what_it_is_given(write: str, right: bool) -> None:
+    """Every call gets lengths and features of its own, and so the caller's stay as they are."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        if write == "features":
+            x -= 3
+            x /= 2
+        x = m.into(x).unflatten(1, (-1, 2)).mean(2)
+        if write == "lengths":
+            n //= 2
+        else:
+            n = n // 2
+        return m.out(packed(m.both, x, n) if right else m.both(x)[0]).log_softmax(-1), n
+
+    torch.manual_seed(0)
+    both, out = gru(16, bidirectional=True), nn.Linear(32, LABELS)
+    batch = speech()
+    kept = [one.clone() for one in batch]
+    found = check_model(Model(way, into=nn.Linear(SIZE, 16), both=both, out=out), *batch)
+    assert codes(found) == (set() if right else {"padding_first"})
+    assert all(torch.equal(one, two) for one, two in zip(batch, kept, strict=True))
+    numbers = batch[1].numpy()
+    check_model(Model(way, into=nn.Linear(SIZE, 16), both=both, out=out), batch[0], numbers, *batch[2:])
+    assert numbers.tolist() == kept[1].tolist()
 
 
 # --- layers
@@ -351,6 +608,20 @@ def test_a_gradient_that_is_cut_off(layers: int) -> None:
     nn.init.zeros_(model.out.weight)
     nn.init.normal_(model.out.bias, std=0.1)
     assert codes(check_model(model, *speech())) <= {"log_softmax_twice"}
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference", "detach", "healthy", "frozen"])
+def test_an_output_without_any_gradient(how: str) -> None:
+    def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
+        modes = {"no_grad": torch.no_grad(), "inference": torch.inference_mode()}
+        with modes.get(how, nullcontext()):
+            y = plain(m, x, n)
+        return y.detach() if how == "detach" else y
+
+    found = check_model(two_layers(way).requires_grad_(how != "frozen"), *speech())
+    expected = [] if how in ("healthy", "frozen") else [("vanishing_gradients", "error")]
+    assert [(one.code, one.severity) for one in found] == expected
+    assert all("no gradient at all: with this function nothing can be trained" in one.measured for one in found)
 
 
 def test_gradients_of_utterances_with_hardly_more_frames_than_labels() -> None:
@@ -471,6 +742,48 @@ def test_waveforms_mappings_and_lists() -> None:
         model.right = right
         found = check_model(model, wave, lengths.tolist(), [[1, 2, 3], [4, 4], [5], [6, 1], [2]], [3, 2, 1, 2, 1])
         assert codes(found) == (set() if right else {"padding_first"})
+
+
+def test_what_is_called_logits_gets_its_log_softmax() -> None:
+    """Of a mapping or an object, as other libraries return them; log_softmax of log-probabilities changes nothing."""
+
+    def way(m: Model, x: Tensor, n: Tensor) -> Any:
+        y = m.out(packed(m.a, x, n))
+        y = y.log_softmax(-1) if m.done else y.softmax(-1) if m.twice else y
+        return {"loss": None, "logits": y, "lengths": n} if m.mapping else SimpleNamespace(logits=y, log_probs=None)
+
+    for mapping, done, twice in (
+        (True, False, False),
+        (False, False, False),
+        (True, True, False),
+        (False, False, True),
+    ):
+        model = two_layers(way)
+        model.mapping, model.done, model.twice = mapping, done, twice
+        assert codes(check_model(model, *speech())) == ({"log_softmax_twice"} if twice else set())
+    found = check_model(two_layers(lambda m, x, n: {"log_probs": m.out(packed(m.a, x, n))}), *speech())
+    assert codes(found) == {"log_softmax_missing"}
+
+
+def test_models_that_cannot_be_called() -> None:
+    class NoLengths(nn.Module):
+        def __init__(self, lazy: bool = False) -> None:
+            super().__init__()
+            self.a, self.out = gru(), nn.LazyLinear(LABELS) if lazy else nn.Linear(16, LABELS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.a(x)[0]).log_softmax(-1)
+
+    model = NoLengths()
+    for forward, words in (
+        (model, "cannot be called with features and lengths.*lambda x, n: net.x."),
+        (lambda x, *, lengths: model(x), "cannot be called with features and lengths"),
+        (two_layers(lambda m, x, n: plain(m, x, n), nn.LazyLinear(16)), "lazy layers have no weights yet.*call it on"),
+    ):
+        with pytest.raises(DataError, match=words) as error:
+            check_model(forward, *speech())
+        assert error.value.reason == "shapes"
+    assert check_model(lambda x, n: model(x), *speech(), model=model) == []
 
 
 def test_what_is_no_batch_or_no_output_is_refused() -> None:

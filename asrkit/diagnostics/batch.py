@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.diagnostics.findings import Finding, finding, sort
-from asrkit.diagnostics.shapes import Lengths, Targets, as_targets, check_shapes, rows_of, whole
+from asrkit.diagnostics.shapes import Lengths, Targets, as_targets, as_tensor, check_shapes, refuse, rows_of, whole
 from asrkit.masking import frame_mask
 
 # Probabilities add up to 1 within float32's and bfloat16's rounding over some thousand labels (reliability C06: 1e-3
@@ -51,8 +51,8 @@ def check_ctc_batch(
 
     Raises DataError (`shapes`) where these are not one batch: what it says would then be of something else.
     """
-    targets = as_targets(targets)
-    check_shapes(log_probs, lengths, targets, target_lengths, input_lengths, batch_first)
+    log_probs, targets = as_tensor(log_probs, "log_probs", "a tensor (B, T', V)"), as_targets(targets)
+    check_shapes(log_probs, lengths, targets, target_lengths, input_lengths, blank, batch_first)
     log_probs = log_probs.detach() if batch_first else log_probs.detach().transpose(0, 1)
     frames, sizes = whole(lengths), whole(target_lengths)
     targets = targets.detach().cpu()
@@ -248,10 +248,14 @@ def check_loss(loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], num_lab
     `loss(log_probs (1, T', V), lengths (1,), targets (1, 2), target_lengths (1,))` -> a number or (1,), or torch's
     nn.CTCLoss, which wants its arguments in another order. To the impossible question an exception is an answer too;
     before, the same labels are asked for in four frames, and what is raised there is a mistake in the call.
+    num_labels: V; enlarged for torch's loss with a later blank.
     """
     blank, call = 0, loss
     if isinstance(loss, nn.CTCLoss):
         blank, call = loss.blank, lambda x, n, y, sizes: loss(x.transpose(0, 1), y, n, sizes)
+        num_labels = max(num_labels, blank + 1)
+    if blank < 0 or num_labels < 3:
+        raise refuse(f"blank {blank} of {num_labels} labels", "a blank from 0 on, and two labels beside it")
     labels = torch.tensor([[label for label in range(num_labels) if label != blank][:2]])
     log_probs = torch.full((1, 4, num_labels), 1.0 / num_labels).log()
     call(log_probs, torch.tensor([4]), labels, torch.tensor([2]))

@@ -140,6 +140,11 @@ CATALOG: dict[str, tuple[str, str]] = {
         "audio, and what an utterance gets depends on its neighbours",
         "set batch_first=True for inputs (B, T, C), in every recurrent layer",
     ),
+    "outputs_out_of_order": (
+        "each output is compared with the labels of another utterance, so nothing can be learned from them",
+        "put outputs and lengths back into the order of the inputs: pack with enforce_sorted=False, or index both with "
+        "the argsort of the indices of the sort",
+    ),
     "leaked_state": (
         "the model begins with a state from an earlier, unrelated utterance, so its output depends on what came before",
         "start every utterance from a zero state: do not pass the last hidden state on",
@@ -188,7 +193,8 @@ def gather(findings: Iterable[Finding]) -> list[Finding]:
     groups: dict[tuple[str, str], list[Finding]] = {}
     for one in sort(findings):
         groups.setdefault((one.severity, one.code), []).append(one)
-    return [
-        first if not rest else replace(first, measured=f"{first.measured.split(MORE)[0]}{MORE}{len(rest)} more layers)")
-        for first, *rest in groups.values()
-    ]
+    found = []
+    for first, *rest in groups.values():
+        more = f"{MORE}{len(rest)} more layer{'s' * (len(rest) > 1)})"
+        found.append(replace(first, measured=first.measured.split(MORE)[0] + more) if rest else first)
+    return found

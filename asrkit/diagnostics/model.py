@@ -7,13 +7,13 @@ for finding in check_model(model, features, lengths, targets, target_lengths):
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asrkit.diagnostics.batch import SMALL, check_ctc_batch, needed_frames
+from asrkit.diagnostics.backward import check_backward
+from asrkit.diagnostics.batch import SMALL, check_ctc_batch
 from asrkit.diagnostics.behaviour import Case, check_chance, check_mates, check_memory, check_padding
 from asrkit.diagnostics.findings import Finding, finding, sort
-from asrkit.diagnostics.hooks import Seen, functions_of, order_of, outputs_of, scaled, watched
+from asrkit.diagnostics.hooks import Seen, functions_of, outputs_of, watched
 from asrkit.diagnostics.norms import check_norms
 from asrkit.diagnostics.probes import (
     Forward,
@@ -26,8 +26,8 @@ from asrkit.diagnostics.probes import (
     untouched,
     without_dropout,
 )
-from asrkit.diagnostics.scales import check_gradients, check_scales, silent_layers
-from asrkit.diagnostics.shapes import Lengths, Targets, as_targets, check_inputs, rows_of
+from asrkit.diagnostics.scales import check_scales
+from asrkit.diagnostics.shapes import Lengths, Targets, as_targets, as_tensor, check_forward, check_inputs
 
 # Eleven untrained recurrent layers of width 8 with ReLU and no norm, the worst of the shipped recipes, keep 7e-4, and
 # 6e-5 behind a linear layer with its bias, 9e-6 after a few updates (normalization-facts 1.8: 0.07 at width 192).
@@ -37,7 +37,6 @@ INDEPENDENT_ERROR, INDEPENDENT = 1e-7, 1e-6
 DEAD_ERROR, DEAD = 0.98, 0.9
 # Linear power spans decades: 99.9 % quantile over the median. 1e4 and more for speech, below 30 for log-mel.
 LINEAR = 300.0
-TRIES = 4  # layers without a gradient of which it is seen whether the output needs them
 
 
 def check_model(
@@ -55,38 +54,46 @@ def check_model(
     """What is wrong with a model, seen from one real batch of at least two utterances of different lengths.
 
     forward(features (B, T, F), lengths (B,)) -> log-probabilities (B, T', V), or those and the output lengths (B,), or
-    a mapping with `log_probs` (or `logits`) and `lengths`. (T', B, V) with `batch_first=False`. Waveforms (B, S) will
-    do. model: where its layers and parameters are, unless `forward` is an nn.Module. targets, target_lengths: as in
+    a mapping or an object with `log_probs` (or `logits`) and `lengths`. (T', B, V) with `batch_first=False`. Waveforms
+    (B, S) will do. model: where its layers are, unless `forward` is an nn.Module. targets, target_lengths: as in
     check_ctc_batch. trained: whether it has been trained; initial scales are then not judged, and running statistics
-    are. Where nothing is wrong it is called 13 times (11 without norms), once of them with gradients; faults take some
-    more to be told apart. Parameters, gradients, buffers, modes and random numbers are afterwards what they were; a
-    state that the model hides elsewhere is not. A check that the model did not allow is a note `not_checked`.
-
-    Raises DataError (`shapes`) for arguments and outputs that are not as above, and for scripted models.
+    are. Where nothing is wrong it is called 13 times (11 without norms, and 2 more with torch's norms over frames or
+    in half precision), once of them with gradients; faults take some more to be told apart. Parameters, gradients,
+    buffers, modes and random numbers are afterwards what they were. A check that the model did not allow is a note
+    `not_checked`. Raises DataError (`shapes`) for arguments and outputs that are not as above, and scripted models.
     """
     with torch.inference_mode(False):
-        lengths, target_lengths = torch.as_tensor(lengths), torch.as_tensor(target_lengths)
-        targets = as_targets(targets)
         module = model if model is not None else forward if isinstance(forward, nn.Module) else None
+        lengths = as_tensor(lengths, "lengths", "one number for each utterance (B,)")
+        check_forward(forward)
         check_inputs(features, lengths, module)
-        features = features.clone() if features.is_inference() else features
+        sizes = as_tensor(target_lengths, "target lengths", "one number for each utterance (B,)")
+        features = features.detach().clone() if features.is_inference() else features.detach()
         probe = Probe(forward, module, features, lengths, batch_first)
-        found = check_features(features, lengths)
         with untouched(module):
-            evaluation(module)
-            with torch.no_grad():
-                case, wrong = _begin(probe, targets, target_lengths, blank)
-                found += wrong
-                found += check_memory(case) + check_chance(case) + check_mates(case) + check_padding(case)
-                if module is not None:
-                    found += _check_layers(probe, module, trained)
-                    found += check_norms(probe, module, trained)
-            if module is not None:
-                found += [] if trained else check_scales(module, case.outputs.shape[2])
-                evaluation(module)
-                without_dropout(module)
-                found += _check_backward(case, module)
+            found = _check(probe, as_targets(targets), sizes, blank, trained)
+            if probe.fresh:  # it remembers; not what it was given here
+                probe.forget()
         return sort(found)
+
+
+def _check(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int, trained: bool) -> list[Finding]:
+    """Forward in evaluation mode, then once backward."""
+    model = probe.model
+    evaluation(model)
+    with torch.no_grad():
+        case, found = _begin(probe, targets, target_lengths, blank)
+        found = check_features(probe.features, probe.lengths) + found
+        found += check_memory(case) + check_chance(case) + check_mates(case) + check_padding(case)
+        if model is not None:
+            found += _check_layers(probe, model, trained)
+            found += check_norms(probe, model, trained)
+    if model is not None:
+        found += [] if trained else check_scales(model, case.outputs.shape[2])
+        evaluation(model)
+        without_dropout(model)
+        found += check_backward(case, model)
+    return found
 
 
 def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) -> tuple[Case, list[Finding]]:
@@ -104,7 +111,7 @@ def _begin(probe: Probe, targets: Tensor, target_lengths: Tensor, blank: int) ->
     if given is None:
         found = [one for one in found if not one.code.startswith("lengths_")]
     found = _small_scores(found, _has_softmax(seen, outputs)) if seen.functions else found
-    return Case(probe, targets, target_lengths, blank, outputs, lengths), found
+    return Case(probe, targets, target_lengths, blank, outputs, lengths, seen.kinds), found
 
 
 def _small_scores(found: list[Finding], softmax: bool) -> list[Finding]:
@@ -122,8 +129,10 @@ def _has_softmax(seen: Seen, outputs: Tensor) -> bool:
     )
 
 
-def check_features(features: Tensor, lengths: Tensor) -> list[Finding]:
+def check_features(features: Tensor, lengths: Lengths) -> list[Finding]:
     """Features (B, T, F) as they go into the model: finite, and not linear power (all of one sign, over decades)."""
+    lengths = as_tensor(lengths, "lengths", "one number for each utterance (B,)")
+    check_inputs(features, lengths, None)
     frames = torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]
     real = features.detach()[frames].float()
     if not bool(real.isfinite().all()):
@@ -204,7 +213,7 @@ def _dead(probe: Probe, model: nn.Module, outputs: dict[str, Tensor], seen: Seen
     relus += [(f"relu after {short(n) or 'the input'}", y, turned) for n, (y, turned) in seen.relus.items()]
     shares = {}
     for name, output, turned in relus:
-        output = output.transpose(1, 2) if turned else output
+        output = output.transpose(1, 2) if turned and output.dim() == 3 else output
         batch = output.dim() == 3 and output.shape[0] == len(probe.features)
         shares[name] = dead_share(output, probe.real(output.shape[1]) if batch else None)
     return shares
@@ -224,49 +233,3 @@ def judge_layers(figures: dict[str, dict[str, float]]) -> list[Finding]:
             severity = "error" if share >= DEAD_ERROR else "warning"
             found.append(finding("dead_relus", severity, f"{share:.0%} of its units are 0 in every frame", name))
     return found
-
-
-def _check_backward(case: Case, model: nn.Module) -> list[Finding]:
-    """The loss per label of the utterances that can be aligned, and its gradient."""
-    sizes, lengths = case.target_lengths.cpu().long(), case.lengths.cpu().double()
-    targets = [row.long() for row in rows_of(case.targets.cpu(), sizes)]
-    frames, labels = case.outputs.shape[1:]
-    rows = [i for i, row in enumerate(targets) if len(row) and needed_frames(row) <= float(lengths[i]) <= frames]
-    rows = [i for i in rows if 0 <= int(targets[i].min()) <= int(targets[i].max()) < labels]
-    rows = [i for i in rows if len(targets[i]) == int(sizes[i])]
-    if not rows or not any(p.requires_grad for p in model.parameters()):
-        return []
-    model.zero_grad(set_to_none=True)
-    try:
-        with torch.enable_grad(), order_of(model) as order:
-            outputs, _ = case.probe()
-            losses = F.ctc_loss(
-                outputs[rows].transpose(0, 1).float(), torch.cat([targets[i] for i in rows]).to(outputs.device),
-                lengths[rows].long(), sizes[rows], blank=case.blank, reduction="none",
-            )  # fmt: skip
-            if not bool(losses.isfinite().all()):
-                return [finding("nan", "error", "the loss of utterances that can be aligned is not finite")]
-            (losses.sum() / sizes[rows].sum()).backward()
-    except RuntimeError as error:  # a state that is overwritten in place, outputs without a gradient
-        words = f"gradients: {type(error).__name__}: {str(error).splitlines()[0]}"
-        return [finding("not_checked", "note", words[:200])]
-    found, cut = check_gradients(model, order), _check_cut(case, model, order)
-    return [one for one in found if not cut or one.code != "vanishing_gradients"] + cut
-
-
-def _check_cut(case: Case, model: nn.Module, order: list[str]) -> list[Finding]:
-    """Layers without any gradient that the output needs all the same: it moves with what they give."""
-    probe = case.probe
-    silent = silent_layers(model, order)
-    if not silent:
-        return []
-    modules = dict(model.named_modules())
-    with torch.no_grad():
-        outputs, _ = probe()
-        for name in silent[::-1][:TRIES]:
-            with scaled(modules[name], 2.0):
-                if not torch.allclose(probe()[0], outputs, rtol=1e-4, atol=1e-6, equal_nan=True):
-                    more = f" ({len(silent)} layers in all)" if len(silent) > 1 else ""
-                    words = f"it gets no gradient at all, though the output depends on it{more}"
-                    return [finding("vanishing_gradients", "error", words, short(name))]
-    return []

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from asrkit.diagnostics.findings import Finding, finding
-from asrkit.diagnostics.hooks import outputs_of
-from asrkit.diagnostics.probes import Probe, evaluation, is_norm, short, untouched
+from asrkit.diagnostics.hooks import Given, inputs_of, is_norm, outputs_of
+from asrkit.diagnostics.probes import Probe, evaluation, short, untouched
 
 # Mean output of a norm, per feature, in its own standard deviations: a batch of speakers differs from the average by
 # 0.1 to 0.2, padding in the statistics moves it by 0.4 (N01), statistics never learned by 1.
 MISMATCH_ERROR, MISMATCH = 1.0, 0.5
 SMALL_BATCH = 4  # utterances; N02
+# Of torch's norms, (N, C, ...): those that take their statistics over more than one frame.
+OVER_FRAMES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+MOVED = 0.02  # of the spread of a norm's output, by what is put into its padding: rounding is far below
 
 
 def check_norms(probe: Probe, model: nn.Module, trained: bool) -> list[Finding]:
@@ -37,6 +41,48 @@ def check_norms(probe: Probe, model: nn.Module, trained: bool) -> list[Finding]:
         for name, output in evaluated.items():
             found += _judge_mismatch(probe, name, output, kept[name])
     return found
+
+
+def check_unpacked(probe: Probe, model: nn.Module) -> list[Finding]:
+    """Norms between layers that pack: what they get is unpacked, and padding that is added to the model's input never
+    reaches it.
+
+    Their padding are the places where other audio changes nothing, if these are about as many as there must be. What is
+    put there must not move the norm's other outputs: it does not if they are left out, by a norm of one's own.
+    """
+    norms: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if isinstance(m, OVER_FRAMES)}
+    lengths, frames = probe.lengths.double(), probe.features.shape[1]
+    least, most = float(1 - lengths.mean() / lengths.max()), float(1 - lengths.mean() / frames)
+    if not norms or least == 0:
+        return []
+    calls: list[dict[str, Given]] = [{}, {}]
+    with untouched(model):
+        evaluation(model)
+        for call, features in zip(calls, (None, probe.noisy()), strict=True):
+            with inputs_of(norms, call):
+                probe(features)
+        for name in [name for name in calls[0] if name in calls[1]]:
+            (args, keywords), (others, _) = calls[0][name], calls[1][name]
+            if args[0].shape != others[0].shape:
+                continue
+            padding = (args[0] == others[0]).all(1)
+            if 0.5 * least <= float(padding.double().mean()) <= most + 0.1:
+                moved = _moved_by_padding(norms[name], args, keywords, padding)
+                if moved > MOVED:
+                    words = f"other numbers in its padding move its output by {moved:.2g} standard deviations"
+                    words = f"as in training, {words} at real frames"
+                    return [finding("padding_in_statistics", "error", words, short(name))]
+    return []
+
+
+def _moved_by_padding(norm: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], padding: Tensor) -> float:
+    """In training mode, in standard deviations. args[0] (N, C, ...), padding (N, ...) bool."""
+    other = args[0].clone()
+    frames = other.movedim(1, -1)
+    frames[padding] += 3 * other.std() + 1
+    norm.train()
+    one, two = (norm(x, *args[1:], **keywords).movedim(1, -1)[~padding].double() for x in (args[0], other))
+    return float((one - two).square().mean().sqrt() / one.std().clamp(min=1e-30))
 
 
 def running_norms(model: nn.Module) -> dict[str, nn.Module]:

@@ -5,41 +5,24 @@ Letters: B utterances, T frames, F features, T' output frames, V labels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asrkit.diagnostics.hooks import RANDOM
+from asrkit.diagnostics.hooks import RANDOM, is_norm
 from asrkit.diagnostics.shapes import read_output
+from asrkit.diagnostics.state import Attributes, Buffers
 from asrkit.masking import frame_mask
 from asrkit.randomness import seed_generators
 
 Forward = Callable[[Tensor, Tensor], Any]
 # Batch mates are also made louder: statistics over time alone do not change when an utterance is only turned.
 LOUDER = 1.5
-
-
-class _Buffers:
-    """The buffers of a model as they are now, by module and name: a forward pass may write into them or rebind them."""
-
-    def __init__(self, model: nn.Module | None) -> None:
-        self._saved = [
-            (module, name, buffer, None if buffer is None else buffer.clone())
-            for module in ([] if model is None else model.modules())
-            for name, buffer in module._buffers.items()
-        ]
-
-    def restore(self, norms_only: bool = False) -> None:
-        with torch.no_grad():
-            for module, name, buffer, value in self._saved:
-                if norms_only and not is_norm(module):
-                    continue
-                module._buffers[name] = buffer
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
 
 
 class Probe:
@@ -51,9 +34,11 @@ class Probe:
     ) -> None:
         self.forward, self.model, self.features, self.lengths = forward, model, features, lengths
         self.batch_first = batch_first
-        self._buffers = _Buffers(model)
+        self._buffers, self._attributes = Buffers(model), Attributes(model)
         self.settle = 0  # calls on the batch itself before each call that counts, for a model that remembers
+        self.fresh = False  # whether attributes, too, are before every call what they were in the beginning
         self.seed = 0
+        self.order: list[str] = []  # the layers whose outputs were looked at last, readable or not
         self.remembers = False  # whether buffers go on from call to call, those of norms excepted
 
     def __call__(self, features: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -64,14 +49,16 @@ class Probe:
 
     def _call(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         self._buffers.restore(norms_only=self.remembers)
-        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
-            seed_generators(self.seed)
-            got = self.forward(features, self.lengths)
+        if self.fresh:
+            self._attributes.restore()
+        with _seeded(self.seed, features.device):
+            got = self.forward(features.clone(), self.lengths.clone())  # a model may write into what it is given
         return read_output(got, len(self.lengths), self.batch_first)
 
     def forget(self) -> None:
-        """Buffers as they were in the beginning."""
+        """Buffers and attributes as they were in the beginning."""
         self._buffers.restore()
+        self._attributes.restore()
 
     def other(self) -> Tensor:
         """The same batch with another content: each utterance begins in its middle and goes on at its start.
@@ -84,12 +71,36 @@ class Probe:
         return x
 
     def mates(self) -> Tensor:
-        """The same batch with other and louder content in all utterances but the middle one."""
+        """The same batch with other and louder content in all utterances but the one that is `kept`."""
         x = self.other()
         for i, n in enumerate(self.lengths.long().tolist()):
             x[i, :n] *= LOUDER
-        x[len(x) // 2] = self.features[len(x) // 2]
+        x[self.kept] = self.features[self.kept]
         return x
+
+    @property
+    def kept(self) -> int:
+        """The middle one, or one near it that a sort by length would move; not the first one, which has no utterance
+        before it."""
+        middle = len(self.lengths) // 2
+        lengths = self.lengths.cpu()
+        there = torch.arange(len(lengths))
+        stays = (lengths.argsort(descending=True, stable=True) == there) | (lengths.argsort(stable=True) == there)
+        moved = [i for i in there.tolist() if i > 0 and not stays[i]]
+        return min(moved, key=lambda i: abs(i - middle), default=middle)
+
+    def noisy(self) -> Tensor:
+        """The same batch with noise on all real frames, as loud as they are: none is left as it was."""
+        real = self.real(self.features.shape[1])
+        noise = torch.randn(self.features.shape, generator=torch.Generator().manual_seed(0)).to(self.features)
+        x = self.features.clone()
+        x[real] += noise[real] * x[real].std()
+        return x
+
+    def rounded(self, eps: float) -> Tensor:
+        """The same batch, every number moved by one rounding of a type with this `eps`, up or down by chance."""
+        up = torch.rand(self.features.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+        return self.features * torch.where(up, 1 + eps, 1 - eps).to(self.features)
 
     def padded(self) -> Tensor:
         """The same batch with half as much again in padding, in whole multiples of 16 for strides.
@@ -109,7 +120,8 @@ class Probe:
         if backwards:
             features, lengths = features.flip(0), lengths.flip(0)
         other = Probe(self.forward, self.model, features, lengths, self.batch_first)
-        other.settle, other._buffers = self.settle, self._buffers
+        other.settle, other.fresh = self.settle, self.fresh
+        other._buffers, other._attributes = self._buffers, self._attributes
         return other
 
     def real(self, frames: int, share: float = 1.0) -> Tensor:
@@ -119,11 +131,26 @@ class Probe:
 
 
 @contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's, numpy's and Python's own generators begin with the seed, and are afterwards where they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_generators(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
 def untouched(model: nn.Module | None) -> Iterator[None]:
     """Buffers, training modes and gradients of the model are the same afterwards."""
     modules = list(model.modules()) if model is not None else []
     modes = [module.training for module in modules]
-    buffers = _Buffers(model)
+    buffers = Buffers(model)
     grads = [(p, p.grad) for p in model.parameters()] if model is not None else []
     cudnn, tf32 = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
     cudnn.allow_tf32 = False  # three digits are not enough to compare
@@ -136,11 +163,6 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
         buffers.restore()
         for parameter, grad in grads:
             parameter.grad = grad
-
-
-def is_norm(module: nn.Module) -> bool:
-    """By name, as torch's, asrkit's and most other people's norms say so; without matrices, which an encoder has."""
-    return "norm" in type(module).__name__.lower() and all(p.dim() < 2 for p in module.parameters())
 
 
 def evaluation(model: nn.Module | None, norms_training: bool = False) -> None:

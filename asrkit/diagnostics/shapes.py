@@ -5,6 +5,7 @@ What cannot be one batch is refused with DataError (`shapes`): whatever a check 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,11 +32,22 @@ def whole(lengths: Lengths) -> Tensor:
     return torch.as_tensor(lengths).detach().cpu().to(torch.float64)
 
 
+def as_tensor(given: Any, name: str, possible: str) -> Tensor:
+    """What torch makes of it: tensors, numpy's arrays, lists of numbers."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # words, nested lists of unequal length
+        raise refuse(f"{name}: a {type(given).__name__} that torch cannot read ({error})", possible) from error
+
+
 def as_targets(targets: Targets) -> Tensor:
     """Targets as one tensor; lists of unequal length one after the other."""
     if isinstance(targets, Tensor):
         return targets
-    rows = [torch.as_tensor(row) for row in targets]
+    possible = "label ids (B, L), (sum of target lengths,), or a list of them for each utterance"
+    if not isinstance(targets, Sequence):
+        return as_tensor(targets, "targets", possible)
+    rows = [as_tensor(row, "targets", possible) for row in targets]
     if all(row.dim() == 1 for row in rows) and len({len(row) for row in rows}) > 1:
         return torch.cat([row for row in rows if len(row)])  # an empty list is one of floats
     return torch.stack(rows) if rows else torch.zeros(0, dtype=torch.long)
@@ -52,16 +64,14 @@ def rows_of(targets: Tensor, target_lengths: Tensor) -> list[Tensor]:
 
 def check_shapes(
     log_probs: Tensor, lengths: Lengths, targets: Tensor, target_lengths: Lengths, inputs: Lengths | None,
-    batch_first: bool,
+    blank: int, batch_first: bool,
 ) -> None:  # fmt: skip
     """Refuse what is not one batch of a CTC loss; B is taken from the lengths."""
+    _check_lengths({"lengths": lengths, "target lengths": target_lengths, "input lengths": inputs}, log_probs)
     layout, other = ("(B, T', V)", "(T', B, V)") if batch_first else ("(T', B, V)", "(B, T', V)")
     shape, batch = tuple(log_probs.shape), len(lengths)
     kinds = {"lengths": lengths, "target lengths": target_lengths}
     kinds |= {} if inputs is None else {"input lengths": inputs}
-    for name, one in kinds.items():
-        if torch.as_tensor(one).dim() != 1:
-            raise refuse(f"{name} {tuple(torch.as_tensor(one).shape)}", "one number for each utterance (B,)")
     counts = {name: len(one) for name, one in kinds.items()}
     counts |= {"rows of targets": targets.shape[0]} if targets.dim() == 2 else {}
     wrong = len(shape) != 3 or targets.dim() not in (1, 2) or any(count != batch for count in counts.values())
@@ -76,6 +86,35 @@ def check_shapes(
             f"log_probs {layout}, targets (B, L) or (sum of target lengths,), all lengths (B,)",
             f"pass batch_first={not batch_first}" if turned else None,
         )
+    if not 0 <= blank < shape[2]:
+        fix = f"if it is the last, blank={shape[2] - 1}" if blank == -1 else None
+        raise refuse(f"blank {blank} of {shape[2]} labels", f"0 to {shape[2] - 1}", fix)
+
+
+def _check_lengths(kinds: dict[str, Any], log_probs: Tensor) -> None:
+    for name, one in kinds.items():
+        shape = () if one is None else tuple(as_tensor(one, name, "one number for each utterance (B,)").shape)
+        if one is not None and len(shape) != 1:
+            single = not shape and log_probs.dim() == 2
+            raise refuse(
+                f"{name} {shape}", "one number for each utterance (B,)",
+                "for a single utterance give a batch of one: x[None] of everything" if single else None,
+            )  # fmt: skip
+
+
+def check_forward(forward: Any) -> None:
+    """Refuse what cannot be called with features and lengths."""
+    called = forward.forward if isinstance(forward, nn.Module) else forward
+    try:
+        inspect.signature(called).bind(None, None)
+    except TypeError as error:
+        raise refuse(
+            f"the model cannot be called with features and lengths ({error})",
+            "forward(features (B, T, F), lengths (B,)), lengths in second place",
+            "give a function around it and the model, e.g. check_model(lambda x, n: net(x), ..., model=net)",
+        ) from error
+    except ValueError:  # a builtin that does not say what it takes
+        pass
 
 
 def check_inputs(features: Any, lengths: Tensor, module: nn.Module | None) -> None:
@@ -113,6 +152,11 @@ def _check_module(module: nn.Module) -> None:
             "a scripted model hides its layers", "an nn.Module that is not scripted",
             "give the module that it was made of, or a function around it: lambda x, n: scripted(x, n)",
         )  # fmt: skip
+    if any(nn.parameter.is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+        raise refuse(
+            "lazy layers have no weights yet", "a model that has been called once",
+            "call it on a batch before: model(features, lengths)",
+        )  # fmt: skip
     if any(p.is_inference() for p in module.parameters()):
         raise refuse(
             "parameters made within torch.inference_mode have no gradients", fix="build the model outside of it"
@@ -122,13 +166,18 @@ def _check_module(module: nn.Module) -> None:
 def read_output(got: Any, batch: int, batch_first: bool) -> tuple[Tensor, Tensor | None]:
     """What a model returned -> outputs (B, T', V), and output lengths (B,) where it gives some.
 
-    A tensor, a tuple that begins with one, or a mapping with `log_probs` or `logits`. What follows is taken as lengths
-    where it is one number for each utterance, whole or not, in a tensor or a list.
+    A tensor, a tuple that begins with one, or a mapping or an object with `log_probs` or `logits`. What is called
+    `logits` is what log_softmax has yet to be taken of, as those who name it so do in their loss. What follows is taken
+    as lengths where it is one number for each utterance, whole or not, in a tensor or a list.
     """
-    if isinstance(got, Mapping):
-        outputs = next((got[key] for key in OUTPUTS if key in got), None)
-        rest = next((got[key] for key in OUTPUT_LENGTHS if key in got), None)
-        given = f"a mapping with {', '.join(map(str, got))}"
+    named = _named(got)
+    if named is not None:
+        key = next((key for key in OUTPUTS if named.get(key) is not None), None)
+        outputs = None if key is None else named[key]
+        if key == "logits" and isinstance(outputs, Tensor) and outputs.dim() > 0:
+            outputs = outputs.log_softmax(-1)
+        rest = next((named[key] for key in OUTPUT_LENGTHS if named.get(key) is not None), None)
+        given = f"a mapping with {', '.join(map(str, named))}"
     elif isinstance(got, tuple | list) and len(got):
         outputs, rest = got[0], got[1] if len(got) > 1 else None
         given = f"a {type(got).__name__} that begins with a {type(outputs).__name__}"
@@ -148,6 +197,15 @@ def read_output(got: Any, batch: int, batch_first: bool) -> tuple[Tensor, Tensor
             f"pass batch_first={not batch_first}" if second == batch else None,
         )  # fmt: skip
     return (outputs if batch_first else outputs.transpose(0, 1)), _as_lengths(rest, batch)
+
+
+def _named(got: Any) -> Mapping[Any, Any] | None:
+    """A mapping as it is, an object with outputs as one."""
+    if isinstance(got, Mapping):
+        return got
+    if isinstance(got, Tensor) or not any(hasattr(got, key) for key in OUTPUTS):
+        return None
+    return {key: getattr(got, key) for key in (*OUTPUTS, *OUTPUT_LENGTHS) if hasattr(got, key)}
 
 
 def _as_lengths(given: Any, batch: int) -> Tensor | None:
