@@ -253,7 +253,8 @@ def _figures(logs: Logs, floor: float | None) -> dict[str, Any]:
 def _nothing(figures: dict[str, Any], besides: bool) -> str:
     """Of a run that has hardly begun only what is wrong before training can be known."""
     updates = figures["update"]
-    early = f" so far: {updates} update{'s' * (updates != 1)} tell nothing of how it learns (from {PATIENCE} on)"
+    some = f"{updates} update tells" if updates == 1 else f"{updates} updates tell"
+    early = f" so far: {some} nothing of how it learns (from {PATIENCE} on)"
     return f"nothing {'else ' * besides}found" + early * (updates < PATIENCE)
 
 
