@@ -128,6 +128,14 @@ def test_the_table_of_cures(tmp_path: Path) -> None:
         assert rows["residual"][column].startswith("**") == (4 * p < 0.025)
     assert "*deaf*" in rows["clip_1"][0]
     assert "*deaf*" not in rows["clip_1"][1]
+    assert "of the rates" not in text
+    study = json.loads((folder / "study.json").read_text())
+    study["arms"][0]["tuning"].append({"lr": 0.004, "dev_cer": 0.6})
+    (folder / "study.json").write_text(json.dumps(study))
+    made["main"](folder, docs)
+    text = (docs / "cures.md").read_text(encoding="utf-8")
+    assert "over 3 seeds, with the best on dev of the rates 0.001, 0.004; then the difference" in text
+    assert f"| `plain` | {rows['plain'][0]} at 0.001 |" in text
     (docs / "cures.md").write_text("no marks", encoding="utf-8")
     with pytest.raises(SystemExit, match="has not both"):
         made["main"](folder, docs)

@@ -24,7 +24,8 @@ DOCS = Path(__file__).resolve().parent.parent
 
 
 def table(folder: Path) -> str:
-    """A row per cure, a column per encoder: mean error rate (least to most), and the difference to the first cure.
+    """A row per cure, a column per encoder: mean error rate (least to most), the learning rate where several were
+    tried, and the difference to the first cure.
 
     Bold: the difference stands after Holm's correction over all of the report's comparisons across axes.
     """
@@ -41,11 +42,12 @@ def table(folder: Path) -> str:
     head = ["cure", *(f"`{encoder}`" for encoder in encoders)]
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
     seeds, rate = len(found.study.get("seeds", [])), RATES[j.unit]
-    place = f"studies/{folder.resolve().name}/report.md"
+    place, grid = f"studies/{folder.resolve().name}/report.md", found.learning_rates
+    tried = f", with the best on dev of the rates {', '.join(f'{lr:g}' for lr in grid)}" if len(grid) > 1 else ""
     note = (
-        f"{rate} on {j.split} in %, mean (least to most) over {seeds} seed{'s' * (seeds != 1)}; then the difference to "
-        f"`{cures[0]}` in points with its 95 % interval and p after Holm's correction over {len(j.axes)} comparisons; "
-        f"bold: it stands. *Deaf*: no model of the arm hears its input. All figures: [report]({place})."
+        f"{rate} on {j.split} in %, mean (least to most) over {seeds} seed{'s' * (seeds != 1)}{tried}; then the "
+        f"difference to `{cures[0]}` in points with its 95 % interval and p after Holm's correction over {len(j.axes)} "
+        f"comparisons; bold: it stands. *Deaf*: no model of the arm hears its input. All figures: [report]({place})."
     )
     return "\n".join([note, "", *lines])
 
@@ -57,6 +59,8 @@ def _cell(found: StudyResult, j: Judgement, arm: str | None, test: Comparison | 
     rates = 100 * final.arm.rates
     text = f"{rates.mean():.1f} ({rates.min():.1f} to {rates.max():.1f})" if len(rates) > 1 else f"{rates[0]:.1f}"
     over = [cell for cell in found.of_arm(arm or "") if cell.over]
+    if len(found.learning_rates) > 1 and over:
+        text += f" at {over[0].row['lr']:g}"
     if over and all(model_hears(cell) is False for cell in over):
         text += " *deaf*"
     if test is None:
