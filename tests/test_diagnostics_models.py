@@ -160,13 +160,13 @@ def test_layers_over_time_and_frequency_are_looked_at(frames_last: bool) -> None
 def test_layers_with_time_first_are_looked_at(bad: bool) -> None:
     def way(m: Model, x: Tensor, n: Tensor) -> Tensor:
         y = m.a(x.transpose(0, 1))[0]
-        y = m.over(y.transpose(0, 1) if bad else y)[0]
-        return m.out(y if bad else y.transpose(0, 1)).log_softmax(-1)
+        y = m.b(y + y.mean(1, keepdim=True) if bad else y)[0]
+        return m.out(y.transpose(0, 1)).log_softmax(-1)
 
     torch.manual_seed(0)
-    model = Model(way, a=nn.GRU(SIZE, 16), over=nn.GRU(16, 16), out=nn.Linear(16, LABELS))
+    model = Model(way, a=nn.GRU(SIZE, 16), b=nn.GRU(16, 16), out=nn.Linear(16, LABELS))
     found = check_model(model, *speech())
-    assert [(one.code, one.layer) for one in found] == ([("recurrence_over_batch", "over")] if bad else [])
+    assert [(one.code, one.layer) for one in found] == ([("train_eval_mismatch", "b")] if bad else [])
 
 
 def test_layers_that_cannot_be_looked_at_are_named_with_the_one_behind_them() -> None:

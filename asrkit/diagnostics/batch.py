@@ -95,7 +95,7 @@ def _check_normalized(log_probs: Tensor, real: Tensor) -> list[Finding]:
     elif any(float(log_probs.float().logsumexp(axis).abs().max()) <= tolerance for axis in (0, 1)):
         words = "log_softmax was taken over another axis than the labels"
     else:
-        words = f"probabilities add up to e^{off:.3g} at some frame, not to 1: these are raw scores"
+        words = f"probabilities add up to e^{off:.3g} at some frame, not to 1: raw scores, or changed after log_softmax"
     return [finding("log_softmax_missing", "error", words)]
 
 
