@@ -15,7 +15,8 @@ from asrkit.bundle import load_bundle
 from asrkit.ctc import required_frames
 from asrkit.defects import FaultyLoss, Memory, forget
 from asrkit.diagnostics import check_model
-from asrkit.diagnostics.run import diagnose_run, some_batch
+from asrkit.diagnostics.clips import some_clips
+from asrkit.diagnostics.run import diagnose_run
 from asrkit.errors import NumericError, RecipeError
 from asrkit.experiment import train
 from asrkit.features import Fbank
@@ -124,7 +125,7 @@ def test_all_defects_of_the_shipped_models_at_once(tmp_path: Path, corpus: Path,
         AS_POSTED / f"{name}.yaml", [(key, str(value)) for key, value in options.items()], known=SCHEMA
     )
     prepared = prepare(narrow, ("train",))
-    batch = some_batch(prepared.splits["train"], 8)
+    batch = some_clips(prepared.splits["train"], 8)
     prepared.model.acoustic.objective = None
     found = check_model(
         prepared.model.acoustic, batch.features, batch.lengths, batch.targets, batch.target_lengths
