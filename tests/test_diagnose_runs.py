@@ -350,6 +350,26 @@ def test_a_clip_that_cannot_be_read_is_not_looked_at(
             middle_clips(split, 2)
 
 
+def test_both_contents_as_one_batch_say_the_same(tmp_path: Path, corpus: Path) -> None:
+    """And the number of threads is what it was."""
+    recipe = toy_recipe(tmp_path, corpus, ("data.test", "null"), ("encoder", "sequence_batch_norm"))
+    prepared = prepare(recipe, ("train",))
+    monitor = Monitor(recipe, prepared.model, prepared.splits["train"])
+    together = monitor._layers()
+    monitor.defects = ("mel_axis_as_length",)  # whatever it is: then each content is a batch of its own
+    apart = monitor._layers()
+    assert together.keys() == apart.keys()
+    for kind, figures in apart.items():
+        assert together[kind] == pytest.approx(figures, rel=1e-4, abs=1e-6)
+    assert len(apart["dependence"]) > 3
+    torch.set_num_threads(2)
+    try:
+        monitor.epoch(epoch(100, 3.0))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize(("accumulation", "expected"), [(1, False), (4, True)])
 def test_statistics_of_a_micro_batch_are_those_of_few_utterances(accumulation: int, expected: bool) -> None:
     record = epoch(100, 2.0)

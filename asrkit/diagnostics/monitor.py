@@ -7,7 +7,8 @@ depends on the weights alone, so a resumed run writes what an uninterrupted one 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ CLIPS = 2  # of the batch that is looked at after every epoch; each goes through
 Say = Callable[[Finding], None]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch works with one thread: two clips are too little for more, which would wait for each other by
+    spinning."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Monitor:
     """Watches one run. `say` hears of each finding of severity error once."""
 
@@ -42,7 +55,7 @@ class Monitor:
         self.num_labels = model.acoustic.head.linear.out_features
         self.loss = FaultyLoss(recipe, model.features.size)
         self.batch_statistics = bool(getattr(model.acoustic.encoder, "batch_statistics", False))
-        self.carries = "carried_state" in defects_of(recipe)
+        self.defects = defects_of(recipe)
         self.prior, self.accumulation = has_label_prior(recipe), int(recipe["training"]["accumulation"])
         self.epochs: list[dict[str, Any]] = []
         self.recent: deque[float] = deque(maxlen=RECENT)  # losses of updates
@@ -90,8 +103,8 @@ class Monitor:
     def epoch(self, figures: dict[str, Any]) -> dict[str, Any]:
         """What is written into the epoch's record: floor, phase, layers, findings."""
         self.epochs.append({key: figures[key] for key in ("step", "train", "dev") if key in figures})
-        floor = self.floor
-        layers = self._layers()
+        with _one_thread():
+            floor, layers = self.floor, self._layers()
         found = judge_epochs(
             self.epochs, floor, self.batch_statistics, layers["dependence"], recent=list(self.recent),
             prior=self.prior, accumulation=self.accumulation,
@@ -117,16 +130,27 @@ class Monitor:
         layers_of, norms = watched(self.model), running_norms(self.model) if self.batch_statistics else {}
         with untouched(self.model), torch.no_grad(), outputs_of(layers_of | norms) as kept:
             evaluation(self.model)
-            probe()
-            evaluated = dict(kept)
-            probe(probe.other())
-            before, after = ({name: found[name] for name in layers_of if name in found} for found in (evaluated, kept))
+            evaluated, other = self._contents(probe, kept)
+            before, after = ({name: found[name] for name in layers_of if name in found} for found in (evaluated, other))
             layers = measure_layers(self.model, before, after)
         if norms and (found := mismatches(probe, self.model, evaluated)):
             layers["train_eval_mismatch"] = found  # N04: by norm
-        if self.carries:
+        if "carried_state" in self.defects:
             forget(self.model)  # or the next epoch would begin with the states of these clips
         return layers
+
+    def _contents(self, probe: Probe, kept: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the layers give for both contents. As one batch, which takes half the time of a recurrence, where every
+        output has an utterance's own row and no defect makes one depend on another."""
+        count = len(probe.lengths)
+        if not self.defects:
+            probe.with_other()()
+            if all(len(y) == 2 * count for y in kept.values()):
+                return {name: y[:count] for name, y in kept.items()}, {name: y[count:] for name, y in kept.items()}
+        probe()
+        first = dict(kept)
+        probe(probe.other())
+        return first, dict(kept)
 
     def _tell(self, findings: list[Finding]) -> list[dict[str, Any]]:
         findings = gather(findings)

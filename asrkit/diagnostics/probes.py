@@ -5,6 +5,7 @@ Letters: B utterances, T frames, F features, T' output frames, V labels.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,9 +120,16 @@ class Probe:
         features, lengths = self.features[:, :frames], self.lengths.clamp(max=frames)
         if backwards:
             features, lengths = features.flip(0), lengths.flip(0)
-        other = Probe(self.forward, self.model, features, lengths, self.batch_first)
-        other.settle, other.fresh = self.settle, self.fresh
-        other._buffers, other._attributes = self._buffers, self._attributes
+        return self._of(features, lengths)
+
+    def with_other(self) -> Probe:
+        """One batch (2 B, T, F): all utterances, then the same with `other` content."""
+        return self._of(torch.cat([self.features, self.other()]), self.lengths.repeat(2))
+
+    def _of(self, features: Tensor, lengths: Tensor) -> Probe:
+        """The same model with another batch; it begins with the same buffers."""
+        other = copy.copy(self)
+        other.features, other.lengths = features, lengths
         return other
 
     def real(self, frames: int, share: float = 1.0) -> Tensor:
