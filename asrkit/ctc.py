@@ -7,7 +7,7 @@ that cannot be aligned is an error with a name, not a zero that flatters the mea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from operator import eq
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,7 @@ def renormalized(log_probs: Tensor, log_prior: Tensor, scale: float) -> tuple[Te
 
 def required_frames(labels: Sequence[int]) -> int:
     """The fewest frames that can carry these labels: one each, and a blank between two equal neighbours."""
-    repeats = sum(first == second for first, second in pairwise(labels))
-    return len(labels) + repeats
+    return len(labels) + sum(map(eq, labels, labels[1:]))
 
 
 def check_targets(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from operator import eq
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from asrkit.ctc import required_frames
 
 # Clips that the blank's share is fitted on, that the loss is taken of, and that the labels' shares among each other are
 # counted in: those were fitted on 24 clips once, and the floor came out 1 % too high (three corpora, beside a fit on
@@ -43,10 +44,10 @@ def input_blind_floor(
     rows.sort(key=lambda i: frames[i] / len(labels[i]))
     chosen = evenly(rows, MEASURED)
     total = sum(len(labels[i]) for i in chosen)
-    possible = [i for i in chosen if _needed(labels[i]) <= frames[i]]
+    possible = [i for i in chosen if required_frames(labels[i]) <= frames[i]]
     if not possible:
         return None
-    known = [i for i in evenly(rows, COUNTED) if _needed(labels[i]) <= frames[i]] or possible
+    known = [i for i in evenly(rows, COUNTED) if required_frames(labels[i]) <= frames[i]] or possible
     p = _start([labels[i] for i in known], [frames[i] for i in known], num_labels, blank)
     fitted = evenly(possible, FITTED)
     for _ in range(STEPS):
@@ -63,10 +64,6 @@ def evenly(rows: list[int], count: int) -> list[int]:
     if len(rows) <= count:
         return rows
     return [rows[i * (len(rows) - 1) // (count - 1)] for i in range(count)]
-
-
-def _needed(labels: Sequence[int]) -> int:
-    return len(labels) + sum(map(eq, labels, labels[1:]))
 
 
 def _parts(rows: list[int], labels: Sequence[Sequence[int]], frames: Sequence[int]) -> list[list[int]]:

@@ -7,8 +7,7 @@ depends on the weights alone, so a resumed run writes what an uninterrupted one 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,21 +29,10 @@ from asrkit.hearing import phase
 from asrkit.model import CTCModel
 from asrkit.objective import has_label_prior
 from asrkit.preparation import Split
+from asrkit.threads import one_torch_thread
 
 CLIPS = 2  # of the batch that is looked at after every epoch; each goes through the model twice, forward only
 Say = Callable[[Finding], None]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Inside, torch works with one thread: two clips are too little for more, which would wait for each other by
-    spinning."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Monitor:
@@ -103,7 +91,7 @@ class Monitor:
     def epoch(self, figures: dict[str, Any]) -> dict[str, Any]:
         """What is written into the epoch's record: floor, phase, layers, findings."""
         self.epochs.append({key: figures[key] for key in ("step", "train", "dev") if key in figures})
-        with _one_thread():
+        with one_torch_thread():  # two clips are too little for more
             floor, layers = self.floor, self._layers()
         found = judge_epochs(
             self.epochs, floor, self.batch_statistics, layers["dependence"], recent=list(self.recent),

@@ -36,6 +36,7 @@ from asrkit.features import FeatureExtractor, formulas
 from asrkit.preparation import clips, shards
 from asrkit.preparation.clips import Limits, features_of, waveform_of
 from asrkit.preparation.shards import Layout, Origin, Outcome, ShardTable
+from asrkit.threads import one_torch_thread
 
 SPARE = 0.8  # of the disk that is needed by estimate: with less, nothing is begun
 LOOKED_AT = 32  # headers of clips whose length nobody claims, for that estimate
@@ -198,13 +199,9 @@ def _threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
     processes hang once torch has run, spawned ones take seconds to start and know no plugin of `--plugin`.
     """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool, workers
-    finally:
-        torch.set_num_threads(before)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    with one_torch_thread(), pool:
+        yield pool, workers
 
 
 @contextlib.contextmanager

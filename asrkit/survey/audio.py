@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from asrkit.corpus import Utterance
 from asrkit.corpus.selection import DataReport
 from asrkit.corpus.subset import header
 from asrkit.disk import unreadable
+from asrkit.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from asrkit.features import FeatureExtractor
@@ -136,25 +136,12 @@ class Listener:
         if not utterances:
             return
         bar = tqdm(total=len(utterances), desc=f"decode {split}", unit="clip", disable=not self.progress, leave=False)
-        with _one_torch_thread(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool, bar:
+        with one_torch_thread(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool, bar:
             for start in range(0, len(utterances), CHUNK):
                 part = utterances[start : start + CHUNK]
                 for utterance, clip in zip(part, pool.map(partial(inspect, limit=limit), part), strict=True):
                     self.clips[_key(utterance)] = clip
                     bar.update()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Clips are resampled in threads of ours. torch is imported here, since without decoding nothing needs it."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _count(clips: Sequence[Clip], unusable: Counter[str]) -> AudioFigures:
