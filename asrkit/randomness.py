@@ -20,8 +20,8 @@ def kept_generators() -> AbstractContextManager[None]:
 def seed_generators(seed: int) -> None:
     """Those of the CPU and of all GPUs that are in use draw the same from here on, as after torch.manual_seed.
 
-    That one also remembers the seed for devices that were never woken, with a text of the whole call stack for each:
-    on a machine without a GPU 0.1 ms, and several at the depth of a training loop, for every batch.
+    That one also remembers the seed for devices that were never woken, with a text of the whole call stack for each,
+    which takes the longer the deeper it is called; a training loop seeds for every batch.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():

@@ -142,8 +142,8 @@ def refuse_other_cells(study: Study, folder: Path) -> None:
 
 
 def _refuse_other_arms(study: Study, folder: Path) -> None:
-    there = [read_outcome(place.parent) for place in folder.glob("cells/*/cell.json")]
-    arms = {outcome["arm"] for outcome in there if outcome is not None and "arm" in outcome}
+    # By their folders' names, which begin with the arm: what is in them is read once, later.
+    arms = {place.parent.name.rpartition("--lr-")[0] for place in folder.glob("cells/*--lr-*/cell.json")}
     if arms and not arms & set(study.arms):
         shown = ", ".join(sorted(arms)[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
         raise RecipeError(
